@@ -1,0 +1,51 @@
+# Every target sets up what it needs. ARGS go to the command: make demo ARGS="--drop 3", make test ARGS="-k codec".
+PYTHON ?= python3
+ARGS ?=
+N ?= 8
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup broker lint test demo up down workers scale logs bench clean
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+.venv/stamp: pyproject.toml constraints.txt
+	@deploy/setup/venv.sh $(PYTHON)
+
+setup: .venv/stamp ## make .venv with everything in it
+
+broker: ## install RabbitMQ with apt, as root, where neither Docker nor RabbitMQ is there
+	@deploy/setup/broker.sh
+
+lint: setup ## check style, types and import rules
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+test: setup broker ## run all tests, over a real RabbitMQ
+	$(BIN)/python -m pytest $(ARGS)
+
+demo: setup broker ## train a federation on digits over RabbitMQ and watch it
+	$(BIN)/comitia demo $(ARGS)
+
+up: setup broker ## start broker, coordinator and 20 enrolled clients in the background
+	$(BIN)/comitia up $(ARGS)
+
+down: setup ## stop them
+	$(BIN)/comitia down $(ARGS)
+
+workers: setup ## start N=8 worker processes that share out the free seats
+	$(BIN)/comitia workers $(N)
+
+scale: setup ## change the number of worker processes to N=8
+	$(BIN)/comitia scale $(N)
+
+logs: setup ## follow the logs of the local stack
+	$(BIN)/comitia logs $(ARGS)
+
+bench: setup broker ## measure the hot paths and a round
+	$(BIN)/python -m tests.bench $(ARGS)
+
+clean: ## stop the local stack and remove everything that was made here
+	[ ! -x $(BIN)/comitia ] || $(BIN)/comitia down
+	rm -rf .venv .comitia build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,143 @@
+"""Where do tests get a broker from?
+
+A URL in `COMITIA_TEST_BROKER_URL` wins. `COMITIA_TEST_BROKER` may force `docker` (testcontainers; `docker:IMAGE` takes
+a certain image) or `node` (a private node of the installed RabbitMQ). Otherwise Docker is used where it is, else a
+private node. Without any of them, the tests that need RabbitMQ are skipped, and fail where `CI` is set: a leg that
+silently did not run proves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+from deploy.brokers.broker import Broker, BrokerKind
+from deploy.brokers.docker import find_image
+from deploy.brokers.handshake import await_broker
+from deploy.brokers.private_node import start_private_node
+from shared.errors import BrokerUnavailable
+
+BROKER_FIXTURES = {"broker", "rabbitmq_url", "restartable_broker"}
+SOURCE = pytest.StashKey[str]()
+
+settings.register_profile("comitia", derandomize=True, deadline=None)
+settings.load_profile("comitia")
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs RabbitMQ, by its fixtures or by a parameter that says so."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if BROKER_FIXTURES & set(getattr(item, "fixturenames", ())) or any(value == "rabbitmq" for value in parameters.values() if isinstance(value, str)):
+            item.add_marker(pytest.mark.rabbitmq)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Record in the JUnit report which broker a test ran against; the CI counts these."""
+    if item.get_closest_marker("rabbitmq") and (source := item.config.stash.get(SOURCE, "")):
+        item.user_properties.append(("broker", source))
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Broker]:
+    """A real RabbitMQ for the whole session."""
+    try:
+        chosen, source = _start(tmp_path_factory.mktemp("broker"))
+    except BrokerUnavailable as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"no RabbitMQ for the tests: {error}")
+        pytest.skip(f"no RabbitMQ for the tests: {error}")
+    pytestconfig.stash[SOURCE] = f"{source} {chosen.version}"
+    with chosen:
+        yield chosen
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(broker: Broker) -> str:
+    """The AMQP URL of a real RabbitMQ."""
+    return broker.url
+
+
+@pytest.fixture
+def restartable_broker(broker: Broker) -> Broker:
+    """A RabbitMQ whose application may be stopped and started; the tests after it find it running again."""
+    if broker.kind is BrokerKind.URL:
+        pytest.skip("the broker of COMITIA_TEST_BROKER_URL is not ours to stop")
+    return broker
+
+
+def _start(directory: Path) -> tuple[Broker, str]:
+    """Start the broker that the environment asks for; returns it and the name of its source."""
+    if url := os.environ.get("COMITIA_TEST_BROKER_URL"):
+        return Broker(kind=BrokerKind.URL, url=url, reason="COMITIA_TEST_BROKER_URL is set"), "url"
+    forced, _, image = os.environ.get("COMITIA_TEST_BROKER", "").partition(":")
+    if forced not in ("", "docker", "node"):
+        raise pytest.UsageError(f"COMITIA_TEST_BROKER: {forced!r} is none of docker, docker:IMAGE, node")
+    without_docker = ""
+    if forced != "node":
+        try:
+            return _start_testcontainer(image or find_image(print)), "testcontainers"
+        except BrokerUnavailable as error:
+            if forced == "docker":
+                raise
+            without_docker = f"{error}; "
+    try:
+        return start_private_node(directory), "node"
+    except BrokerUnavailable as error:
+        raise BrokerUnavailable(f"{without_docker}{error}") from error
+
+
+class Testcontainer:
+    """Control of a broker that testcontainers runs."""
+
+    __test__ = False
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+
+    def ctl(self, *arguments: str) -> str:
+        """Run `rabbitmqctl` in the container."""
+        code, output = self._container.exec(["rabbitmqctl", *arguments])
+        if code != 0:
+            raise BrokerUnavailable(f"rabbitmqctl {arguments[0]} failed: {output!r}")
+        return str(output.decode())
+
+    def stop(self) -> None:
+        """Remove the container."""
+        self._container.stop()
+
+
+def _start_testcontainer(image: str) -> Broker:
+    # The container is stopped by the fixture. Its reaper would have to be pulled, which fails where no registry is.
+    os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
+    # The port is published on this machine's loopback, also where testcontainers believes to be inside a container.
+    os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from testcontainers.community.rabbitmq import RabbitMqContainer
+
+        container = RabbitMqContainer(image, username="comitia", password="comitia")
+        container.ports[f"{container.port}/tcp"] = ("127.0.0.1", None)
+        try:
+            container.start()
+        except Exception as error:
+            container.stop()
+            raise BrokerUnavailable(f"testcontainers could not start {image}: {error!r}") from error
+    host, port = container.get_container_host_ip(), container.get_exposed_port(container.port)
+    version = await_broker(host, port, timeout_s=10, alive=lambda: True)
+    return Broker(
+        kind=BrokerKind.DOCKER,
+        url=f"amqp://comitia:comitia@{host}:{port}/%2F",
+        reason=f"testcontainers runs {image}",
+        version=version,
+        control=Testcontainer(container),
+    )
