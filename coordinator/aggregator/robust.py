@@ -1,0 +1,290 @@
+"""How do several group means become one aggregate?
+
+Pure kernels on arrays. All give the same bits whatever order the groups came in (`weighted_mean` excepted), and none
+copies its input: they work through columns in tiles that stay in the cache, and need at most 3 MiB beside the result.
+Every input has to be finite; a gate in front drops what is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shared.codec.flatten import FloatVector
+from shared.codec.quantize import BLOCK, SumFormat, Words, signed_view
+from shared.errors import LocalProtocolError
+
+_NETWORK_ROWS_MAX = 32
+_TILE_COLUMNS = 16 * 1024  # rows of 64 KiB: wide enough that calls into numpy do not dominate
+_SORTED_TILE_BYTES = 512 * 1024
+_ROW_PADDING = 16  # float32 elements: rows a power of two apart would all fall into the same cache sets
+_SMALL_COUNT = 2**22
+_NARROW_MEMBERS_MAX = 256
+
+Comparator = tuple[int, int, bool, bool]
+"""(wire of the smaller, wire of the larger, smaller needed, larger needed)."""
+
+Step = tuple[np.ufunc, int, int, int]
+"""(minimum or maximum, two rows to read, row to write)."""
+
+
+class MeanAccumulator:
+    """The example-weighted mean over all members of all groups, added up as group sums come.
+
+    Words become integers of one common fixed-point scale, whatever their groups' sizes, and integers add exactly. So
+    the result does not depend on order, and no group's vector is kept. A sum of all members cannot wrap.
+
+    The accumulator takes 8 bytes per coordinate: the scale then resolves far below a word. Above 4 million
+    coordinates and up to 256 members it takes 4, at an error of the mean of at most
+    members * C / (2**31 * mean weight).
+
+    Reference: McMahan et al., Communication-Efficient Learning of Deep Networks (2017), algorithm 1.
+    """
+
+    def __init__(self, count: int, members_max: int, clipping_norm: float) -> None:
+        narrow = count > _SMALL_COUNT and members_max <= _NARROW_MEMBERS_MAX
+        self._total: npt.NDArray[np.signedinteger[Any]] = np.zeros(count, dtype=np.int32 if narrow else np.int64)
+        self._members_left = members_max
+        # Forged words may reach 2**(b-1), up to twice the honest bound: one bit is left for that, one is the sign.
+        self._scale = 2.0 ** (self._total.itemsize * 8 - 2) / (members_max * clipping_norm)
+        self._weights: list[float] = []
+
+    @property
+    def groups(self) -> int:
+        """How many group sums were added."""
+        return len(self._weights)
+
+    def add(self, words: Words, form: SumFormat, weight: float) -> None:
+        """Add one group's summed words; `weight` is what `open_slots` says of them.
+
+        Raises:
+            LocalProtocolError: the words do not fit, or there are more members than were announced.
+        """
+        if words.shape != (form.length,) or form.count != len(self._total):
+            raise LocalProtocolError(f"{words.shape} words do not fit a mean over {len(self._total)} coordinates")
+        if form.members > self._members_left:
+            raise LocalProtocolError(f"a group of {form.members}, but {self._members_left} members are left to add")
+        signed = signed_view(words)[: form.count]
+        factor = self._scale / form.scale
+        block = np.empty(min(BLOCK, form.count), dtype=np.float64)
+        for start in range(0, form.count, BLOCK):
+            part = block[: min(BLOCK, form.count - start)]
+            np.multiply(signed[start : start + BLOCK], factor, out=part, dtype=np.float64)
+            np.rint(part, out=part)
+            self._total[start : start + BLOCK] += part.astype(self._total.dtype)
+        self._members_left -= form.members
+        self._weights.append(weight)
+
+    def take(self) -> FloatVector:
+        """Return sum(w * u) / sum(w) as (k,) float32 in the accumulator's own memory, and end its life.
+
+        Raises:
+            LocalProtocolError: nothing was added.
+        """
+        if not self._weights:
+            raise LocalProtocolError("a mean of no groups")
+        total, count = self._total, len(self._total)
+        # fsum is correctly rounded, hence independent of order.
+        factor = 1.0 / (self._scale * math.fsum(self._weights))
+        result = total.view(np.float32)[:count]
+        block = np.empty(min(BLOCK, count), dtype=np.float64)
+        for start in range(0, count, BLOCK):
+            # The float32 block ends where its integers begin or earlier, so writing forward destroys nothing unread.
+            part = block[: min(BLOCK, count - start)]
+            np.multiply(total[start : start + BLOCK], factor, out=part, dtype=np.float64)
+            np.copyto(result[start : start + BLOCK], part, casting="same_kind")
+        self._weights = []
+        self._total = np.zeros(0, dtype=np.int64)
+        return result
+
+
+def weighted_mean(vectors: Sequence[FloatVector], weights: Sequence[float]) -> FloatVector:
+    """Return sum(w * x) / sum(w) over (k,) float32 vectors, in float32.
+
+    Floating-point sums depend on their order: the caller sorts by group.
+
+    Raises:
+        LocalProtocolError: no vector, lengths differ, a value is not finite, or weights are not positive.
+    """
+    count = _checked_count(vectors)
+    if len(weights) != len(vectors) or not all(math.isfinite(weight) and weight > 0.0 for weight in weights):
+        raise LocalProtocolError("a weighted mean needs one positive weight per vector")
+    total = math.fsum(weights)
+    shares = [weight / total for weight in weights]
+    result = np.zeros(count, dtype=np.float32)
+    scratch = np.empty(min(BLOCK, count), dtype=np.float32)
+    for start in range(0, count, BLOCK):
+        # Blocks of torch's grain size stay on this thread; its fused multiply-add is the one pass that this needs.
+        accumulator = torch.from_numpy(result[start : start + BLOCK])
+        for vector, share in zip(vectors, shares, strict=True):
+            accumulator.add_(torch.from_numpy(_writable(vector[start : start + BLOCK], scratch)), alpha=share)
+        _require_finite(result[start : start + BLOCK])
+    return result
+
+
+def trimmed_mean(vectors: Sequence[FloatVector], trim: int) -> FloatVector:
+    """Per coordinate drop the `trim` largest and smallest of m values and average the rest.
+
+    The middle values are added themselves. (The total minus the extremes would be wrong by what one extreme
+    value rounds away.)
+
+    Args:
+        vectors: m arrays of (k,) float32, finite.
+        trim: b, 0 <= 2b < m.
+
+    Returns:
+        (k,) float32, the same bits for every order of `vectors`.
+
+    Raises:
+        LocalProtocolError: nothing would be left, lengths differ, or a value is not finite.
+
+    Reference: Yin et al., Byzantine-Robust Distributed Learning (2018), definition 2.
+    """
+    count = _checked_count(vectors)
+    if not 0 <= 2 * trim < len(vectors):
+        raise LocalProtocolError(f"trimming 2 x {trim} of {len(vectors)} vectors leaves nothing")
+    result = np.empty(count, dtype=np.float32)
+    if len(vectors) <= _NETWORK_ROWS_MAX:
+        _trim_by_network(vectors, trim, result)
+    else:
+        _trim_by_sorting(vectors, trim, result)
+    result += np.float32(0.0)  # -0.0 becomes 0.0: which of two equal zeros survives a minimum depends on their order
+    return result
+
+
+@lru_cache(maxsize=64)
+def comparators(rows: int, trim: int) -> tuple[Comparator, ...]:
+    """Return the part of Batcher's odd-even merge sort that brings ranks trim .. rows-trim-1 into order.
+
+    A comparator stays if one of its outputs is used later, and computes only those that are.
+
+    Reference: Batcher, Sorting Networks and Their Applications (1968).
+    """
+    network: list[tuple[int, int]] = []
+    _merge_sort(list(range(1 << (rows - 1).bit_length())), network)
+    needed = set(range(trim, rows - trim))
+    kept: list[Comparator] = []
+    # Wires beyond the last row would carry +inf: they never move down, so their comparators do nothing.
+    for low, high in reversed([pair for pair in network if pair[1] < rows]):
+        if low in needed or high in needed:
+            kept.append((low, high, low in needed, high in needed))
+            needed |= {low, high}
+    return tuple(reversed(kept))
+
+
+def _merge_sort(wires: list[int], network: list[tuple[int, int]]) -> None:
+    if len(wires) > 1:
+        half = len(wires) // 2
+        _merge_sort(wires[:half], network)
+        _merge_sort(wires[half:], network)
+        _merge(wires, network)
+
+
+def _merge(wires: list[int], network: list[tuple[int, int]]) -> None:
+    if len(wires) == 2:
+        network.append((wires[0], wires[1]))
+    elif len(wires) > 2:
+        _merge(wires[0::2], network)
+        _merge(wires[1::2], network)
+        network.extend(zip(wires[1:-1:2], wires[2::2], strict=True))
+
+
+@lru_cache(maxsize=64)
+def _compile(rows: int, trim: int) -> tuple[tuple[Step, ...], tuple[int, ...], int]:
+    """Assign rows of memory to the comparators' wires.
+
+    Rows 0 .. rows-1 are the input and are never written; a scratch row is used again once both its readers are done.
+
+    Returns:
+        The steps (ufunc, source, source, target); the rows that end up holding the middle ranks, ascending; how many
+        rows there are.
+    """
+    wires = list(range(rows))
+    free: list[int] = []
+    total = rows
+    steps: list[Step] = []
+    for low, high, low_needed, high_needed in comparators(rows, trim):
+        smaller, larger = wires[low], wires[high]
+        for wire, needed, ufunc in ((low, low_needed, np.minimum), (high, high_needed, np.maximum)):
+            if needed:
+                if not free:
+                    free.append(total)
+                    total += 1
+                wires[wire] = free.pop()
+                steps.append((ufunc, smaller, larger, wires[wire]))
+        free.extend(row for row in (smaller, larger) if row >= rows)
+    return tuple(steps), tuple(wires[trim : rows - trim]), total
+
+
+def _trim_by_network(vectors: Sequence[FloatVector], trim: int, result: FloatVector) -> None:
+    rows, count = len(vectors), len(result)
+    steps, middle, total = _compile(rows, trim)
+    width = min(count, _TILE_COLUMNS)
+    scratch = np.empty((total - rows, width + _ROW_PADDING), dtype=np.float32)
+    for start in range(0, count, width):
+        size = min(width, count - start)
+        tile = [vector[start : start + size] for vector in vectors]
+        for row in tile:
+            _require_finite(row)
+        tile.extend(scratch[:, :size])
+        for ufunc, first, second, target in steps:
+            ufunc(tile[first], tile[second], out=tile[target])
+        _average([tile[row] for row in middle], result[start : start + size])
+
+
+def _average(rows: list[FloatVector], out: FloatVector) -> None:
+    """Write the mean of sorted rows. Added as a tree, so float32 errs by log2 of their number."""
+    total = _tree_sum(rows)
+    np.multiply(total, np.float32(1.0 / len(rows)), out=out)
+
+
+def _tree_sum(rows: list[FloatVector]) -> FloatVector:
+    if len(rows) == 1:
+        return rows[0]
+    half = len(rows) // 2
+    total: FloatVector = _tree_sum(rows[:half]) + _tree_sum(rows[half:])
+    return total
+
+
+def _trim_by_sorting(vectors: Sequence[FloatVector], trim: int, result: FloatVector) -> None:
+    rows, count = len(vectors), len(result)
+    width = min(count, max(256, _SORTED_TILE_BYTES // (4 * rows)))
+    tile = np.empty((rows, width + _ROW_PADDING), dtype=np.float32)
+    for start in range(0, count, width):
+        size = min(width, count - start)
+        columns = tile[:, :size]
+        for row, vector in zip(columns, vectors, strict=True):
+            np.copyto(row, vector[start : start + size])
+        _require_finite(columns)
+        columns.sort(axis=0)
+        _average(list(columns[trim : rows - trim]), result[start : start + size])
+
+
+def _checked_count(vectors: Sequence[FloatVector]) -> int:
+    if not vectors:
+        raise LocalProtocolError("an aggregate of no vectors")
+    count = len(vectors[0])
+    for vector in vectors:
+        if vector.shape != (count,) or vector.dtype != np.float32:
+            raise LocalProtocolError(f"{vector.dtype} of shape {vector.shape} among float32 vectors of {count} values")
+    return count
+
+
+def _require_finite(values: FloatVector) -> None:
+    if not np.isfinite(values).all():
+        raise LocalProtocolError("a value that is not finite reached the aggregation; a gate has to drop it before")
+
+
+def _writable(part: FloatVector, scratch: FloatVector) -> FloatVector:
+    """torch warns about read-only memory, so such a block goes through `scratch`."""
+    if part.flags.writeable:
+        return part
+    copy = scratch[: len(part)]
+    np.copyto(copy, part)
+    return copy

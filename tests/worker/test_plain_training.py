@@ -1,0 +1,147 @@
+"""Local training yields the difference to the global weights and leaves nothing else behind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from shared.codec.flatten import layout_of, read_weights, write_weights
+from shared.errors import WorkloadError
+from shared.workloads.digits import Digits
+from shared.workloads.port import TrainingRecipe
+from worker.training.plain import PlainTraining, TrainingStopped
+
+
+def line_data(count: int = 10) -> TensorDataset:
+    features = torch.linspace(-1, 1, count).unsqueeze(1)
+    return TensorDataset(features, 3 * features + 1)
+
+
+def training(**fields: object) -> PlainTraining:
+    return PlainTraining(nn.functional.mse_loss, TrainingRecipe(**fields))  # type: ignore[arg-type]
+
+
+def test_the_update_is_what_gradient_descent_by_hand_gives() -> None:
+    model, data = nn.Linear(1, 1), line_data()
+    weights = np.array([0.5, -0.25], dtype=np.float32)
+    slope, offset = 0.5, -0.25
+    x, y = (tensor.double() for tensor in data.tensors)
+    for _ in range(3):
+        error = slope * x + offset - y
+        slope -= 0.1 * float((2 * error * x).mean())
+        offset -= 0.1 * float((2 * error).mean())
+
+    outcome = training(options={"lr": 0.1}, batch_size=10, local_epochs=3).train(model, data, weights, seed=0)
+
+    assert outcome.num_examples == 10
+    assert outcome.update == pytest.approx([slope - 0.5, offset + 0.25], abs=1e-6)
+    assert weights.tolist() == [0.5, -0.25]
+    assert read_weights(model) == pytest.approx([slope, offset], abs=1e-6)
+
+
+def test_the_reported_loss_is_the_last_epochs_mean_over_examples() -> None:
+    data = line_data(5)
+    frozen = training(options={"lr": 0.0}, batch_size=2, local_epochs=2)
+    model = nn.Linear(1, 1)
+    weights = np.array([1.0, 0.0], dtype=np.float32)
+
+    outcome = frozen.train(model, data, weights, seed=3)
+
+    expected = float(nn.functional.mse_loss(data.tensors[0] * 1.0, data.tensors[1]))
+    assert outcome.metrics["loss"] == pytest.approx(expected, rel=1e-6)
+    assert not outcome.update.any()
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "RMSprop", "Adagrad"])
+def test_any_optimizer_of_torch_learns(optimizer: str) -> None:
+    workload = Digits(partition="iid", clients=4)
+    model, data = workload.model(), workload.client_data("client-1", None)
+    weights = read_weights(model)
+    options = {"lr": 0.3} if optimizer == "SGD" else {"lr": 0.01}
+    trainer = PlainTraining(workload.loss, TrainingRecipe(optimizer=optimizer, options=options, batch_size=16))
+
+    losses = []
+    for seed in range(4):
+        outcome = trainer.train(model, data, weights, seed)
+        weights = weights + outcome.update
+        losses.append(outcome.metrics["loss"])
+
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_seed_decides_order_and_dropout_and_nothing_outside_is_touched() -> None:
+    model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    weights = read_weights(model)
+    trainer = training(batch_size=2)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+
+    updates = [trainer.train(model, line_data(), weights, seed).update for seed in (1, 2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)  # whatever the rest of the process draws in between
+    again = trainer.train(model, line_data(), weights, 1).update
+
+    assert np.array_equal(updates[0], again)
+    assert not np.array_equal(updates[0], updates[1])
+    assert torch.get_num_threads() == threads
+
+
+def test_one_model_serves_several_clients_without_a_trace() -> None:
+    model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).eval()
+    weights = read_weights(model)
+    trainer = training(optimizer="Adam", options={"lr": 0.01}, batch_size=5)
+    first = trainer.train(model, line_data(), weights, seed=1).update
+
+    trainer.train(model, line_data(20), weights, seed=2)
+    again = trainer.train(model, line_data(), weights, seed=1).update
+
+    assert np.array_equal(first, again)
+    assert model[1].running_mean.eq(0).all()
+    assert not model.training
+
+
+def test_frozen_parameters_stay() -> None:
+    model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    before = model[0].weight.clone()
+
+    outcome = training().train(model, line_data(), read_weights(model), seed=0)
+
+    assert outcome.update.shape == (layout_of(model).dimension,) == (3,)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_training_stops_between_batches() -> None:
+    asked = iter([False, False, True])
+    model = nn.Linear(1, 1)
+
+    with pytest.raises(TrainingStopped):
+        training(batch_size=2).train(model, line_data(), read_weights(model), 0, should_stop=lambda: next(asked))
+
+    assert list(asked) == []
+
+
+def test_data_and_losses_that_lead_nowhere_are_told() -> None:
+    model = nn.Linear(1, 1)
+    weights = read_weights(model)
+    broken = line_data()
+    broken.tensors[0][3] = float("nan")
+
+    with pytest.raises(WorkloadError, match="no examples"):
+        training().train(model, line_data(0), weights, seed=0)
+    with pytest.raises(WorkloadError, match="loss became nan"):
+        training().train(model, broken, weights, seed=0)
+    with pytest.raises(WorkloadError, match="loss became"):
+        training(options={"lr": 1e30}, local_epochs=5).train(model, line_data(), weights, seed=0)
+
+    write_weights(model, weights)
+    assert np.isfinite(training().train(model, line_data(), weights, seed=0).update).all()
+
+
+def test_a_recipe_that_torch_does_not_know_is_refused_at_once() -> None:
+    with pytest.raises(WorkloadError, match=r"^optimizer: torch.optim has no optimizer 'Adma'"):
+        training(optimizer="Adma")
+    with pytest.raises(WorkloadError, match=r"^optimizer: SGD has no option 'beta'"):
+        training(options={"beta": 1})

@@ -1,0 +1,123 @@
+"""How does a client turn global weights and its own data into an update?
+
+Plain mini-batch training with any optimizer of `torch.optim`, fresh in every round, so that a client keeps
+nothing between rounds. The process's random numbers and thread settings are left as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from shared.codec.flatten import FloatVector, read_weights, write_weights
+from shared.errors import ComitiaError, WorkloadError
+from shared.workloads.batches import batches, example_count
+from shared.workloads.optimizers import optimizer_factory
+from shared.workloads.port import Examples, TrainingRecipe
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class TrainingStopped(ComitiaError):  # noqa: N818 - it is a decision, not a failure
+    """Training was asked to stop between two batches; there is no update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOutcome:
+    """What local training yields: update (d,) float32, number of examples, and metrics ("loss": last epoch's mean)."""
+
+    update: FloatVector
+    num_examples: int
+    metrics: Mapping[str, float]
+
+
+class PlainTraining:
+    """Mini-batch training by a recipe; made once, used for every round and every client of a process.
+
+    Args:
+        loss: mean loss of a batch, from (outputs, targets).
+        recipe: optimizer, batch size, epochs.
+
+    Raises:
+        WorkloadError: the recipe names an optimizer or option that torch does not have.
+    """
+
+    def __init__(self, loss: Loss, recipe: TrainingRecipe) -> None:
+        self._loss = loss
+        self._recipe = recipe
+        self._build = optimizer_factory(recipe.optimizer, recipe.options, field="optimizer", error=WorkloadError)
+
+    def train(
+        self,
+        model: nn.Module,
+        dataset: Examples,
+        weights: FloatVector,
+        seed: int,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> TrainingOutcome:
+        """Train `model` from `weights` and return the difference.
+
+        Args:
+            model: overwritten with `weights` first; holds the trained weights afterwards. Its buffers are restored,
+                so one model may serve several clients in turn.
+            weights: (d,) float32, read only.
+            seed: decides the order of examples and what the model itself draws, such as dropout.
+            should_stop: asked before every batch.
+
+        Raises:
+            TrainingStopped: `should_stop` said so.
+            WorkloadError: there are no examples, or the loss is not finite.
+        """
+        count = example_count(dataset)
+        if count == 0:
+            raise WorkloadError("workload: this client has no examples to train on")
+        write_weights(model, weights)
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        was_training = model.training
+        model.train()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                loss = self._run(model, dataset, seed, should_stop)
+        finally:
+            model.train(was_training)
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])
+        update = read_weights(model)
+        np.subtract(update, weights, out=update)
+        return TrainingOutcome(update=update, num_examples=count, metrics={"loss": loss})
+
+    def _run(self, model: nn.Module, dataset: Examples, seed: int, should_stop: Callable[[], bool]) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = self._build([parameter for parameter in model.parameters() if parameter.requires_grad])
+        mean_loss = math.nan
+        for _ in range(self._recipe.local_epochs):
+            losses: list[float] = []
+            sizes: list[int] = []
+            for features, targets in batches(dataset, self._recipe.batch_size, generator):
+                if should_stop():
+                    raise TrainingStopped("training was stopped between two batches")
+                losses.append(self._step(model, optimizer, features, targets))
+                sizes.append(len(targets))
+            mean_loss = math.fsum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
+        return mean_loss
+
+    def _step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, features: torch.Tensor, targets: torch.Tensor
+    ) -> float:
+        optimizer.zero_grad()
+        loss = self._loss(model(features), targets)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise WorkloadError(
+                f"workload: the training loss became {value}; a smaller learning rate or cleaner data would help"
+            )
+        torch.autograd.backward(loss)
+        optimizer.step()
+        return value

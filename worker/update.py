@@ -1,0 +1,79 @@
+"""What becomes of an update on its way out?
+
+    coordinates -> norm -> clip -> weight -> quantize -> words
+
+Clipping comes last, on the values that are really sent; clip, weight and scale are one factor in one pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.codec.coordinates import Coordinates
+from shared.codec.flatten import FloatVector
+from shared.codec.quantize import SumFormat, UniformSource, Words, clip_factor, l2_norm, quantize, write_slots
+from shared.errors import LocalProtocolError, WorkloadError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedUpdate:
+    """Words ready to be masked or sent, and what had to be cut on the way, which is to be counted.
+
+    `norm` is the L2 norm of the values before clipping; `clamped` names the metrics that were beyond their bound.
+    """
+
+    words: Words
+    norm: float
+    clipped: bool
+    clamped: tuple[str, ...]
+
+
+def prepare_words(
+    update: FloatVector,
+    coordinates: Coordinates | None,
+    form: SumFormat,
+    *,
+    weight: float,
+    metrics: Mapping[str, float],
+    source: UniformSource,
+) -> PreparedUpdate:
+    """Encode one client's update.
+
+    Args:
+        update: (d,) float32, weights after training minus before; read only.
+        coordinates: (k,) positions to send, or None for all d.
+        form: what the words mean.
+        weight: w in (0, 1].
+        metrics: at least those that the format has slots for.
+        source: randomness of the rounding.
+
+    Raises:
+        WorkloadError: update or metric not finite, or a metric is missing.
+        LocalProtocolError: the update does not have the format's size, or the weight is out of range.
+    """
+    if not 0.0 < weight <= 1.0:
+        raise LocalProtocolError(f"a weight lies in (0, 1], not {weight}")
+    if not math.isfinite(l2_norm(update)):
+        raise WorkloadError("workload: the update is not finite; a smaller learning rate or cleaner data would help")
+    values = update if coordinates is None else update[coordinates]
+    bounded, clamped = _clamp(metrics, form)
+    norm = l2_norm(values)
+    words: Words = np.empty(form.length, dtype=form.word_type)
+    quantize(values, weight * clip_factor(norm, form.clipping_norm), form, source, words)
+    unclipped = norm <= form.clipping_norm
+    write_slots(words, form, weight, bounded, unclipped)
+    return PreparedUpdate(words=words, norm=norm, clipped=not unclipped, clamped=clamped)
+
+
+def _clamp(metrics: Mapping[str, float], form: SumFormat) -> tuple[dict[str, float], tuple[str, ...]]:
+    bounded: dict[str, float] = {}
+    for name, bound in form.metric_bounds:
+        value = metrics.get(name)
+        if value is None or not math.isfinite(value):
+            raise WorkloadError(f"workload: metric {name!r} is {value}; the plan expects a finite number")
+        bounded[name] = max(-bound, min(bound, value))
+    return bounded, tuple(name for name, value in bounded.items() if value != metrics[name])
