@@ -1,0 +1,67 @@
+"""Carries out what machines ask of the broker, in the one safe order: publish, wait for the confirm, settle."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from shared.effects import Append, Effect, Publish, Receipt, Settle
+from shared.transport.port import Outcome, Transport
+from shared.wire.framing import pack_batches
+from shared.wire.topology import Names
+
+
+class Outgoing:
+    """The publishing end of a process. Frames for one destination leave as one batch per call of `carry_out`."""
+
+    def __init__(self, transport: Transport, names: Names) -> None:
+        self._transport = transport
+        self._names = names
+        self._last_sequence = 0
+        self._confirmed = 0
+        self._waiting: deque[tuple[int, Receipt, Outcome]] = deque()
+        self.bytes_published = 0
+        self.messages_published = 0
+
+    def carry_out(self, effects: Iterable[Effect]) -> None:
+        """Publish everything, then settle what may be settled; the rest waits for its confirm.
+
+        Raises:
+            BrokerUnavailable: the transport was closed.
+        """
+        settles: list[Settle] = []
+        lanes: dict[tuple[str, str, bool], list[Iterable[bytes]]] = {}
+        for effect in effects:
+            match effect:
+                case Append(sealed):
+                    lanes.setdefault((self._names.down, self._names.log, True), []).append(sealed.frames())
+                case Publish(exchange, routing_key, frame, persistent):
+                    lanes.setdefault((exchange, routing_key, persistent), []).append((frame,))
+                case Settle():
+                    settles.append(effect)
+                case _:
+                    raise AssertionError(f"{effect!r} is not for the broker")
+        for (exchange, routing_key, persistent), frames in lanes.items():
+            self._publish(exchange, routing_key, persistent, chain.from_iterable(frames))
+        for settle in settles:
+            self._waiting.append((self._last_sequence, settle.receipt, settle.outcome))
+        self._settle_confirmed()
+
+    def on_confirmed(self, through: int) -> None:
+        """The broker has taken over every publish up to `through`."""
+        self._confirmed = max(self._confirmed, through)
+        self._settle_confirmed()
+
+    def _publish(self, exchange: str, routing_key: str, persistent: bool, frames: Iterator[bytes]) -> None:
+        for body in pack_batches(frames):
+            self._last_sequence = self._transport.publish(exchange, routing_key, body, persistent=persistent)
+            self.bytes_published += len(body)
+            self.messages_published += 1
+
+    def _settle_confirmed(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._confirmed:
+            _, receipt, outcome = self._waiting.popleft()
+            receipt.open -= 1
+            if receipt.open == 0:
+                self._transport.settle(receipt.delivery, outcome)

@@ -1,0 +1,249 @@
+"""What is fixed for one federation: the frozen public parameters that both sides share, and what makes them sound.
+
+The plan travels signed (embedded in the snapshots of the model log); nothing that both sides must agree on travels in
+any other way. Whatever it cannot hold is refused here, before a federation exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from shared.codec.coordinates import coordinate_count, rescale
+from shared.codec.quantize import Bits, SumFormat, choose_bits
+from shared.errors import PlanError
+from shared.identity import Name
+
+QUORUM_SHARE = 0.6
+"""Share of a draw's groups that the server step needs, when `quorum` is not set."""
+
+PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class OptimizerChoice(_Part):
+    """Any optimizer of `torch.optim`, by class name, with its keyword arguments."""
+
+    name: str = "SGD"
+    options: dict[str, JsonValue] = {"lr": 1.0}
+
+
+class TrainingPlan(_Part):
+    """What a client does with its data in one round."""
+
+    optimizer: OptimizerChoice = OptimizerChoice(name="SGD", options={"lr": 0.1})
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    local_epochs: Annotated[int, Field(ge=1)] = 1
+
+
+class CodecPlan(_Part):
+    """Which coordinates are sent, and how their values become integers.
+
+    `bits` is chosen by `shared.codec.quantize.choose_bits` when None. `clipping_norm` (C, an L2 norm) is the
+    first round's; with `adaptive_clipping` every change entry carries the next.
+    """
+
+    selection: Literal["random", "dense"] = "random"
+    density: Annotated[float, Field(gt=0, le=1)] = 0.1
+    bits: Literal[16, 32] | None = None
+    clipping_norm: Annotated[float, Field(gt=0)] = 1.0
+    adaptive_clipping: bool = True
+
+
+class AggregationPlan(_Part):
+    """How group means become one step. `quorum` counts group sums; None means 60 % of the draw's groups."""
+
+    rule: Literal["trimmed-mean", "mean"] = "trimmed-mean"
+    trim: Annotated[int, Field(ge=0)] = 1
+    quorum: Annotated[int, Field(ge=1)] | None = None
+    server_optimizer: OptimizerChoice = OptimizerChoice()
+
+
+class RoundPlan(_Part):
+    """When a round goes on. All durations in seconds.
+
+    `cohort_size` None gives the task to every live client; `min_clients` holds the first round back.
+    """
+
+    rounds: Annotated[int, Field(ge=1)] = 30
+    min_clients: Annotated[int, Field(ge=1)] = 1
+    cohort_size: Annotated[int, Field(ge=1)] | None = None
+    offer_quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
+    straggler_grace_s: Annotated[float, Field(ge=0)] = 2.0
+    round_deadline_s: PositiveSeconds = 30.0
+    group_step_s: PositiveSeconds = 10.0
+    sums_deadline_s: PositiveSeconds = 60.0
+    status_interval_s: PositiveSeconds = 8.0
+    snapshot_every: Annotated[int, Field(ge=1)] = 20
+
+
+class Plan(_Part):
+    """The frozen public parameters of one federation.
+
+    `weight_records_max` (n_max) is the number of records that counts as weight 1; `metric_bounds` names the metrics
+    that ride in the summed vector and the largest value each may take.
+    """
+
+    protocol_version: Literal[1] = 1
+    federation: Name
+    federation_id: UUID
+    workload: str
+    workload_options: dict[str, JsonValue] = Field(default_factory=dict)
+    layout_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    dimension: Annotated[int, Field(ge=1)]
+    group_size: Annotated[int, Field(ge=1)] = 1
+    weight_records_max: Annotated[int, Field(ge=1)]
+    metric_bounds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    training: TrainingPlan = TrainingPlan()
+    codec: CodecPlan = CodecPlan()
+    aggregation: AggregationPlan = AggregationPlan()
+    round: RoundPlan = RoundPlan()
+
+    @property
+    def coordinate_count(self) -> int:
+        """k, the number of values in one update on the wire."""
+        if self.codec.selection == "dense":
+            return self.dimension
+        return coordinate_count(self.dimension, self.codec.density)
+
+    @property
+    def rescale(self) -> float:
+        """r, by which the server multiplies the robust aggregate."""
+        return 1.0 if self.codec.selection == "dense" else rescale(self.dimension, self.coordinate_count)
+
+    @property
+    def members_max(self) -> int:
+        """The largest group that a draw can make: left-overs spread over the groups."""
+        return 2 * self.group_size - 1
+
+    @property
+    def bits(self) -> Bits:
+        """b, the width of one integer word."""
+        return self.codec.bits or choose_bits(self.coordinate_count, self.members_max)
+
+    @property
+    def min_groups(self) -> int:
+        """Groups without which there is no draw and no step: an honest majority must remain at each coordinate."""
+        return 2 * self.aggregation.trim + 1
+
+    @property
+    def min_offers(self) -> int:
+        """Offers without which there is no draw."""
+        return self.min_groups * self.group_size
+
+    def quorum_of(self, groups: int) -> int:
+        """Group sums that the server step needs in a draw of `groups` groups."""
+        return max(self.min_groups, self.aggregation.quorum or math.ceil(QUORUM_SHARE * groups))
+
+    def sum_format(self, members: int, clipping_norm: float) -> SumFormat:
+        """What the words of a group of `members` mean at the clipping norm of its round.
+
+        Raises:
+            PlanError: a sum of that many members could wrap.
+        """
+        return SumFormat(
+            count=self.coordinate_count,
+            bits=self.bits,
+            members=members,
+            clipping_norm=clipping_norm,
+            metric_bounds=tuple(sorted(self.metric_bounds.items())),
+        )
+
+    def encode(self) -> bytes:
+        """The plan's canonical bytes: what is embedded, signed and hashed."""
+        return self.model_dump_json().encode()
+
+    def digest(self) -> bytes:
+        """SHA-256 of `encode()` (32 bytes)."""
+        return hashlib.sha256(self.encode()).digest()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Plan:
+        problems = list(_refusals(self))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def check_clients(self, enrolled: int) -> None:
+        """Refuse a federation that could never draw.
+
+        Raises:
+            PlanError: fewer enrolled clients than one draw or the first round needs.
+        """
+        if enrolled < self.min_offers:
+            raise PlanError(
+                f"aggregation.trim={self.aggregation.trim} needs {self.min_offers} clients "
+                f"((2·trim+1)·group_size), {enrolled} are enrolled: enroll more, or lower trim"
+            )
+        if enrolled < self.round.min_clients:
+            raise PlanError(f"round.min_clients={self.round.min_clients} but only {enrolled} clients are enrolled")
+
+
+def make_plan(**fields: object) -> Plan:
+    """Build a plan from plain values.
+
+    Raises:
+        PlanError: a value is out of bounds or the plan cannot hold; one line that names the fields.
+    """
+    try:
+        return Plan.model_validate(fields)
+    except ValidationError as error:
+        raise PlanError(describe_errors(error, "plan")) from error
+
+
+def decode_plan(data: bytes) -> Plan:
+    """Read a plan as it stands in a snapshot.
+
+    Raises:
+        PlanError: not a plan of this protocol version, or an unsound one.
+    """
+    try:
+        return Plan.model_validate_json(data)
+    except ValidationError as error:
+        raise PlanError(describe_errors(error, "plan")) from error
+
+
+def describe_errors(error: ValidationError, prefix: str) -> str:
+    """All problems of a pydantic validation in one line: `prefix.field: message`, without the refused input."""
+    lines = []
+    for item in error.errors(include_url=False, include_input=False):
+        place = ".".join((prefix, *(str(part) for part in item["loc"])))
+        lines.append(f"{place}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)
+
+
+def _refusals(plan: Plan) -> Iterator[str]:
+    aggregation, codec, rounds = plan.aggregation, plan.codec, plan.round
+    if plan.group_size != 1:
+        yield f"group_size={plan.group_size}: secure groups are not part of this version; use 1"
+    if aggregation.rule == "mean" and aggregation.trim:
+        yield f"aggregation.trim={aggregation.trim} has no effect with the rule 'mean'; set trim to 0"
+    if aggregation.quorum is not None and 2 * aggregation.trim >= aggregation.quorum:
+        yield (
+            f"2·trim >= quorum (aggregation.trim={aggregation.trim}, quorum={aggregation.quorum}): "
+            "trimming would leave nothing; lower trim or raise quorum"
+        )
+    if codec.selection == "dense" and codec.density != 1:
+        yield f"codec.density={codec.density} has no effect with selection 'dense'; set it to 1"
+    if codec.bits is not None and codec.bits < choose_bits(plan.coordinate_count, plan.members_max):
+        yield (
+            f"codec.bits={codec.bits}: rounding {plan.coordinate_count} values in groups of up to {plan.members_max} "
+            "would add noise above 5 % of the clipping norm; use 32"
+        )
+    else:
+        try:
+            plan.sum_format(plan.members_max, codec.clipping_norm)
+        except PlanError as error:
+            yield f"codec.{error}"
+    if rounds.cohort_size is not None and rounds.cohort_size < plan.min_offers:
+        yield f"round.cohort_size={rounds.cohort_size} is below the {plan.min_offers} offers that a draw needs"
+    if not all(name.isidentifier() for name in plan.metric_bounds):
+        yield "metric_bounds: names must be identifiers"

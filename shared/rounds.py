@@ -1,0 +1,58 @@
+"""What every party of a round computes for itself from plan and log, and takes from no message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shared.codec.coordinates import coordinates_digest
+from shared.crypto.transcript import GroupContext, group_transcript
+from shared.modellog.reader import LogReader
+from shared.plan import Plan
+from shared.wire.messages import Member
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a group stands on: the plan and directory it was made under, and the round's coordinates."""
+
+    plan: Plan
+    plan_digest: bytes
+    directory_digest: bytes
+    coordinates_digest: bytes
+
+
+def ground_of(log: LogReader, directory_digest: bytes) -> Ground:
+    """The ground of the present round, from a log reader that has begun."""
+    assert log.plan is not None
+    # All coordinates: the plan's digest already says so.
+    digest = bytes(32) if log.coordinates is None else coordinates_digest(log.coordinates, log.plan.dimension)
+    return Ground(log.plan, log.plan_digest, directory_digest, digest)
+
+
+def threshold(members: int) -> int:
+    """t(n), how many members must answer for a sum to be recovered; a group of one has t = 1.
+
+    Raises:
+        ValueError: larger groups need the secure protocol, which this version does not have.
+    """
+    if members != 1:
+        raise ValueError(f"no threshold for a group of {members}")
+    return 1
+
+
+def transcript_of(ground: Ground, draw: bytes, group: int, version: int, members: Sequence[Member]) -> bytes:
+    """H of one group (32 bytes), see `shared.crypto.transcript`."""
+    return group_transcript(
+        GroupContext(
+            federation=ground.plan.federation_id,
+            plan_digest=ground.plan_digest,
+            draw_hash=draw,
+            group=group,
+            version=version,
+            directory_digest=ground.directory_digest,
+            coordinates_digest=ground.coordinates_digest,
+            threshold=threshold(len(members)),
+            members=tuple((member.client, member.offer) for member in members),
+        )
+    )
