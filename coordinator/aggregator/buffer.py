@@ -1,0 +1,230 @@
+"""The aggregator: buffers the group sums of a draw, and turns them into the next version or a void (sans-I/O).
+
+    state      event                                         next       what is done
+    ─────────  ────────────────────────────────────────────  ─────────  ─────────────────────────────────────────
+    idle       DrawMade                                      buffering  a buffer for its groups
+    buffering  GroupSummed                                   buffering  gates; kept, or rejected and counted
+    buffering  GroupGivenUp                                  buffering  counted
+    buffering  all groups ended, or deadline and quorum;     appended   server step, change entry
+               own draw entry accepted
+    buffering  all groups ended or deadline, no quorum       appended   void entry
+    appended   own entry accepted                            idle       buffers dropped
+
+A duplicate sum of a group is dropped: the first counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from coordinator.aggregator.robust import MeanAccumulator, trimmed_mean
+from coordinator.aggregator.server_step import ServerOptimizer, adapt_clipping_norm
+from coordinator.events import (
+    CoordinatorEffect,
+    DrawMade,
+    EntryAccepted,
+    Event,
+    GroupGivenUp,
+    GroupSummed,
+    StepTaken,
+    Tell,
+    Tick,
+)
+from coordinator.log_writer import LogWriter
+from shared.codec.flatten import FloatVector
+from shared.codec.quantize import SlotSums, SumFormat, open_mean, open_slots
+from shared.effects import note
+from shared.errors import RemoteProtocolError
+from shared.modellog.chain import GENESIS, ChainState
+from shared.modellog.reader import weights_digest
+from shared.plan import Plan
+from shared.wire.messages import ChangeEntry, SnapshotEntry, VoidEntry
+
+
+@dataclass(slots=True)
+class DrawBuffer:
+    """What has come in for one draw. `means` stays empty under the rule `mean`, whose sums are added as they come."""
+
+    draw: DrawMade
+    deadline: float
+    form: SumFormat
+    accumulator: MeanAccumulator | None
+    means: dict[int, FloatVector] = field(default_factory=dict)
+    slots: dict[int, SlotSums] = field(default_factory=dict)
+    clients: int = 0
+    rejected: set[int] = field(default_factory=set)
+    given_up: set[int] = field(default_factory=set)
+
+    def ended(self, group: int) -> bool:
+        """Whether this group has already had its say."""
+        return group in self.slots or group in self.rejected or group in self.given_up
+
+    @property
+    def complete(self) -> bool:
+        """Whether every group of the draw has ended."""
+        return len(self.slots) + len(self.rejected) + len(self.given_up) == self.draw.groups
+
+
+class Aggregator:
+    """Makes one step, or none, of every draw."""
+
+    def __init__(self, plan: Plan, writer: LogWriter) -> None:
+        """
+        Args:
+            plan: the federation's plan.
+            writer: the coordinator's access to the log.
+
+        Raises:
+            PlanError: the server optimizer does not exist or refuses its options.
+        """
+        self._plan = plan
+        self._writer = writer
+        self._log = writer.log
+        choice = plan.aggregation.server_optimizer
+        self._optimizer = ServerOptimizer(choice.name, choice.options, plan.dimension)
+        self.continuable = not self._optimizer.touches_all
+        self._buffer: DrawBuffer | None = None
+        self._changed_bytes = 0
+
+    def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
+        """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
+        match event:
+            case DrawMade():
+                self._buffer = self._open(event, now)
+                return ()
+            case GroupSummed():
+                effects = self._on_sum(event)
+            case GroupGivenUp():
+                effects = self._on_given_up(event)
+            case EntryAccepted():
+                effects = self._on_entry(event)
+            case Tick():
+                effects = iter(())
+            case _:
+                return ()
+        return (*effects, *self._maybe_step(now))
+
+    def _open(self, draw: DrawMade, now: float) -> DrawBuffer:
+        assert self._log.chain is not None
+        plan = self._plan
+        form = plan.sum_format(plan.members_max, self._log.chain.clipping_norm)
+        accumulator = None
+        if plan.aggregation.rule == "mean":
+            accumulator = MeanAccumulator(form.count, len(draw.clients), form.clipping_norm)
+        return DrawBuffer(draw, now + plan.round.sums_deadline_s, form, accumulator)
+
+    def _on_sum(self, event: GroupSummed) -> Iterator[CoordinatorEffect]:
+        buffer = self._buffer
+        if buffer is None or event.draw != buffer.draw.entry or buffer.ended(event.group):
+            yield note("sum_dropped", "debug", group=event.group)
+            return
+        try:
+            slots = open_slots(event.words, buffer.form, len(event.arrived))
+        except RemoteProtocolError as error:
+            buffer.rejected.add(event.group)
+            yield note("group_rejected", "warning", group=event.group, clients=event.arrived, reason=error.detail)
+            return
+        buffer.slots[event.group] = slots
+        buffer.clients += len(event.arrived)
+        if buffer.accumulator is not None:
+            buffer.accumulator.add(event.words, buffer.form, slots.weight)
+        else:
+            buffer.means[event.group] = open_mean(event.words, buffer.form, slots.weight)
+
+    def _on_given_up(self, event: GroupGivenUp) -> Iterator[CoordinatorEffect]:
+        buffer = self._buffer
+        if buffer is not None and event.draw == buffer.draw.entry and not buffer.ended(event.group):
+            buffer.given_up.add(event.group)
+            yield note("group_given_up", "warning", group=event.group, reason=event.reason, clients=list(event.silent))
+
+    def _on_entry(self, event: EntryAccepted) -> Iterator[CoordinatorEffect]:
+        match event.accepted.entry:
+            case SnapshotEntry():
+                self._changed_bytes = 0
+            case ChangeEntry() | VoidEntry() as entry if self._buffer and entry.draw == self._buffer.draw.entry:
+                self._buffer = None
+                if isinstance(entry, ChangeEntry):
+                    yield from self._maybe_snapshot(entry)
+            case _:
+                return
+
+    def _maybe_step(self, now: float) -> Iterator[CoordinatorEffect]:
+        buffer, chain = self._buffer, self._log.chain
+        if buffer is None or chain is None or not self._writer.ready:
+            return
+        # The sums may be faster than our own read-back of the draw: the change must name it as its parent.
+        if chain.draw is None or chain.draw.entry != buffer.draw.entry:
+            return
+        late = now >= buffer.deadline
+        if not buffer.complete and not (late and len(buffer.slots) >= self._plan.quorum_of(buffer.draw.groups)):
+            if late:
+                yield from self._void(chain, f"{len(buffer.slots)} of {buffer.draw.groups} group sums at the deadline")
+            return
+        needed = self._plan.quorum_of(buffer.draw.groups)
+        if len(buffer.slots) < needed:
+            yield from self._void(chain, f"{len(buffer.slots)} of {buffer.draw.groups} group sums, {needed} needed")
+        else:
+            yield from self._step(buffer, chain)
+
+    def _step(self, buffer: DrawBuffer, chain: ChainState) -> Iterator[CoordinatorEffect]:
+        aggregate = self._aggregate(buffer)
+        weights = self._optimizer.step(self._log.weights, self._log.coordinates, aggregate, self._plan.rescale)
+        sparse = self._log.coordinates is not None and not self._optimizer.touches_all
+        body = np.ascontiguousarray(weights[self._log.coordinates] if sparse else weights, dtype="<f4")
+        entry = ChangeEntry(
+            parent=GENESIS,
+            term=0,
+            version=chain.version + 1,
+            draw=buffer.draw.entry,
+            groups=tuple(sorted(buffer.slots)),
+            weights_sha256=weights_digest(weights),
+            clipping_norm=self._next_clipping_norm(buffer, chain.clipping_norm),
+            coordinates="round" if sparse else "all",
+        )
+        self._changed_bytes += body.nbytes
+        yield self._writer.append(entry, body, weights)
+        yield Tell(
+            StepTaken(
+                version=entry.version,
+                clients_counted=buffer.clients,
+                groups=buffer.draw.groups,
+                groups_rejected=len(buffer.rejected),
+                groups_given_up=len(buffer.given_up),
+                clipping_norm=entry.clipping_norm,
+                train_metrics=_mean_metrics(buffer),
+            )
+        )
+
+    def _aggregate(self, buffer: DrawBuffer) -> FloatVector:
+        if buffer.accumulator is not None:
+            return buffer.accumulator.take()
+        # One group, one vote, in the order of the groups.
+        return trimmed_mean([buffer.means[group] for group in sorted(buffer.means)], self._plan.aggregation.trim)
+
+    def _next_clipping_norm(self, buffer: DrawBuffer, clipping_norm: float) -> float:
+        if not self._plan.codec.adaptive_clipping:
+            return clipping_norm
+        shares = [slots.unclipped_share for slots in buffer.slots.values()]
+        return adapt_clipping_norm(clipping_norm, shares, self._plan.aggregation.trim)
+
+    def _void(self, chain: ChainState, reason: str) -> Iterator[CoordinatorEffect]:
+        assert chain.draw is not None
+        yield self._writer.append(VoidEntry(parent=GENESIS, term=0, draw=chain.draw.entry, reason=reason))
+
+    def _maybe_snapshot(self, change: ChangeEntry) -> Iterator[CoordinatorEffect]:
+        due = change.version % self._plan.round.snapshot_every == 0
+        if due or self._changed_bytes > self._log.weights.nbytes:
+            yield self._writer.snapshot(self._log.weights)
+
+
+def _mean_metrics(buffer: DrawBuffer) -> dict[str, float]:
+    """Weighted means over the groups of what the clients measured."""
+    total = sum(slots.weight for slots in buffer.slots.values())
+    names = {name for slots in buffer.slots.values() for name in slots.metrics}
+    return {
+        name: sum(slots.weight * slots.metrics[name] for slots in buffer.slots.values()) / total
+        for name in sorted(names)
+    }

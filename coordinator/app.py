@@ -1,0 +1,108 @@
+"""The coordinator process: the only place that builds its adapters and threads."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+import torch
+
+from coordinator.events import EvaluationFinished
+from coordinator.output import EvaluationThread, Evaluator, ModelFiles
+from coordinator.service import TICK_S, CoordinatorService
+from coordinator.settings import CoordinatorSettings, plan_of
+from shared.codec.flatten import read_weights
+from shared.crypto.signing import load_signing_key, load_verifying_key
+from shared.directory import COORDINATOR_KEY_FILE, DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, load_directory
+from shared.effects import note
+from shared.errors import DirectoryError
+from shared.inbox import Inbox
+from shared.plan import Plan
+from shared.stopping import StopSignal
+from shared.telemetry import Telemetry
+from shared.transport.port import TransportEvent
+from shared.transport.rabbitmq import RabbitMqTransport
+from shared.workloads.loading import load_workload
+
+
+def run_coordinator(settings: CoordinatorSettings) -> None:
+    """Run until the planned rounds are done or the process is told to stop (SIGTERM, SIGINT).
+
+    Raises:
+        ComitiaError: whatever keeps a coordinator from working; each names its remedy.
+    """
+    torch.set_num_threads(settings.evaluation_threads)
+    folder = settings.federation_dir
+    directory = load_directory(folder / DIRECTORY_FILE, load_verifying_key(folder / ENROLMENT_PUBLIC_FILE))
+    key = load_signing_key(folder / COORDINATOR_KEY_FILE)
+    if key.public != directory.coordinator:
+        raise DirectoryError(
+            f"{folder / COORDINATOR_KEY_FILE} is not the coordinator's key that {folder / DIRECTORY_FILE} names"
+        )
+    workload = load_workload(settings.workload, settings.workload_options)
+    plan = plan_of(settings, directory, workload)
+    evaluator, files = Evaluator(workload), ModelFiles(settings.output_dir, workload)
+    inbox: Inbox[TransportEvent | EvaluationFinished] = Inbox()
+    output = EvaluationThread(evaluator, files, lambda finished: inbox.put([finished]))
+    with StopSignal() as stop:
+        transport = RabbitMqTransport(settings.broker, inbox.put, name=f"{plan.federation}-coordinator")
+        try:
+            weights = read_weights(workload.model())
+            session = secrets.token_bytes(16)
+            service = CoordinatorService(
+                plan,
+                directory,
+                key,
+                transport,
+                weights,
+                output,
+                session=session,
+                telemetry=Telemetry(process="coordinator", federation=plan.federation),
+            )
+            broker = transport.connect()
+            _announce(service, plan, broker)
+            service.start()
+            _loop(service, inbox, output, stop)
+        finally:
+            transport.close()
+            output.close()
+    _say_goodbye(service)
+
+
+def _loop(
+    service: CoordinatorService,
+    inbox: Inbox[TransportEvent | EvaluationFinished],
+    output: EvaluationThread,
+    stop: StopSignal,
+) -> None:
+    while service.finished is None and not stop.requested:
+        service.step(inbox.take(TICK_S), time.monotonic())
+        output.check()
+
+
+def _announce(service: CoordinatorService, plan: Plan, broker: str) -> None:
+    service.telemetry.note(
+        note(
+            "coordinator_started",
+            federation=plan.federation,
+            broker=broker,
+            dimension=plan.dimension,
+            values_per_update=plan.coordinate_count,
+            bits=plan.bits,
+            plan=plan.model_dump(mode="json"),
+        )
+    )
+
+
+def _say_goodbye(service: CoordinatorService) -> None:
+    chain = service.log.chain
+    service.telemetry.note(
+        note(
+            "coordinator_stopped",
+            finished=service.finished is not None,
+            version=chain.version if chain else None,
+            weights_sha256=chain.weights_sha256.hex() if chain else None,
+            counts=dict(service.telemetry.counts),
+            messages_published=service.messages_published,
+        )
+    )

@@ -1,0 +1,31 @@
+"""`comitia coordinator`: run the coordinator of one federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordinator.app import run_coordinator
+from coordinator.settings import CoordinatorSettings
+from shared.telemetry import configure_logging
+
+
+def coordinator(
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings; the environment wins over it.")] = None,
+    federation_dir: Annotated[
+        Path | None, typer.Option(help="Directory with directory.signed, enrolment.pub and coordinator.key.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Where best.safetensors and final.safetensors are written.")
+    ] = None,
+) -> None:
+    """Run the coordinator of a federation until its rounds are done.
+
+    A federation that exists already is continued at its present version. SIGTERM ends the process cleanly; what it was
+    doing is in the model log.
+    """
+    settings = CoordinatorSettings.load(config, federation_dir=federation_dir, output_dir=output_dir)
+    configure_logging(settings.log_format, settings.log_level)
+    run_coordinator(settings)

@@ -1,0 +1,175 @@
+"""What happens to the coordinator: the events that its machines share. Each machine takes what concerns it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from coordinator.aggregator.convergence import Evaluation
+from shared.effects import Effect, Receipt
+from shared.modellog.reader import Accepted
+from shared.wire.messages import GroupJob, Offer, Status, Words
+
+
+@dataclass(frozen=True, slots=True)
+class OfferArrived:
+    """A verified offer; `digest` is its frame's SHA-256."""
+
+    client: str
+    offer: Offer
+    digest: bytes
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class StatusArrived:
+    """A verified sign of life."""
+
+    client: str
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class JobArrived:
+    """Groups to be summed by this stage."""
+
+    job: GroupJob
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class WordsArrived:
+    """One piece of a member's words."""
+
+    client: str
+    words: Words
+
+
+@dataclass(frozen=True, slots=True)
+class TookOffice:
+    """This session writes the log from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryAccepted:
+    """The log reader accepted an entry: it has happened."""
+
+    accepted: Accepted
+
+
+@dataclass(frozen=True, slots=True)
+class DrawMade:
+    """A draw was sealed and is on its way to the log."""
+
+    entry: bytes
+    version: int
+    groups: int
+    clients: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSummed:
+    """One group's integer sum. `words` is uint16 or uint32 (slots,), owned by the receiver."""
+
+    draw: bytes
+    group: int
+    arrived: tuple[str, ...]
+    words: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class GroupGivenUp:
+    """One group ended without a sum."""
+
+    draw: bytes
+    group: int
+    reason: str
+    silent: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTaken:
+    """The server step of a draw is on its way to the log; figures for the report."""
+
+    version: int
+    clients_counted: int
+    groups: int
+    groups_rejected: int
+    groups_given_up: int
+    clipping_norm: float
+    train_metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationFinished:
+    """What the held-out data say of a version; `evaluation` is None if it was passed over for a newer one."""
+
+    version: int
+    weights: np.ndarray
+    evaluation: Evaluation | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLost:
+    """A client missed a deadline or fell silent; `phase` is the last one it gave a sign of."""
+
+    client: str
+    version: int
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    OfferArrived
+    | StatusArrived
+    | JobArrived
+    | WordsArrived
+    | TookOffice
+    | EntryAccepted
+    | DrawMade
+    | GroupSummed
+    | GroupGivenUp
+    | StepTaken
+    | EvaluationFinished
+    | ClientLost
+    | Tick
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """An effect: hand this event to every machine of the coordinator."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """An effect: measure these weights (float32 (d,)) on the held-out data, outside the protocol's thread."""
+
+    version: int
+    weights: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """An effect: the planned rounds are done, or cannot be; `reason` is empty for success."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepModel:
+    """An effect: write these weights (float32 (d,)) to the output directory under `name`."""
+
+    name: str
+    version: int
+    weights: np.ndarray
+
+
+CoordinatorEffect = Effect | Tell | Evaluate | Finish | KeepModel

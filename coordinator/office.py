@@ -1,0 +1,118 @@
+"""How a coordinator takes office: it reads the log to its end, then makes its session the log's present term.
+
+    state     event                    next      what is done
+    ────────  ───────────────────────  ────────  ───────────────────────────────────────────────────
+    reading   own mark, empty log      founding  first snapshot (term 1) with the initial weights
+    reading   own mark, a chain        claiming  plan compared; term entry
+    founding  first snapshot accepted  office    -
+    claiming  own term accepted        office    an open draw of the session before is closed (void)
+
+The mark is no part of the chain: it only shows where the log ended when we came, which a stream does not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+import numpy as np
+
+from coordinator.log_writer import LogWriter
+from shared.effects import Effect, Publish, note
+from shared.errors import PlanError
+from shared.modellog.entries import Sealer
+from shared.modellog.reader import Accepted, LogEvent, Marked
+from shared.plan import Plan
+from shared.wire.messages import Mark, SnapshotEntry, TermEntry, VoidEntry
+from shared.wire.topology import Names
+
+
+class OfficeState(StrEnum):
+    """How far this session has come."""
+
+    READING = "reading"
+    FOUNDING = "founding"
+    CLAIMING = "claiming"
+    IN_OFFICE = "in_office"
+
+
+class Office:
+    """The way of one session from reading the log to writing it."""
+
+    def __init__(
+        self, plan: Plan, writer: LogWriter, initial_weights: np.ndarray, continuable: bool, seal: Sealer
+    ) -> None:
+        """
+        Args:
+            plan: what this session was started with; a log that exists must hold the same.
+            writer: access to the log.
+            initial_weights: float32 (d,), for a federation that does not exist yet.
+            continuable: the log alone is enough to go on (the server optimizer keeps no state).
+            seal: the coordinator's signature.
+        """
+        self._plan = plan
+        self._writer = writer
+        self._initial_weights: np.ndarray | None = initial_weights
+        self._continuable = continuable
+        self._seal = seal
+        self._session = b""
+        self.state = OfficeState.READING
+
+    def start(self, session: bytes) -> Publish:
+        """Begin: the mark to publish; `session` is 16 fresh random bytes."""
+        self._session = session
+        names = Names(self._plan.federation)
+        return Publish(names.down, names.log, self._seal(Mark(session=session)))
+
+    def handle(self, event: LogEvent) -> tuple[Effect, ...]:
+        """The one door.
+
+        Raises:
+            PlanError: the log belongs to another plan, or cannot be continued by this version.
+        """
+        match self.state, event:
+            case OfficeState.READING, Marked(session=session) if session == self._session:
+                return tuple(self._log_is_read())
+            case OfficeState.FOUNDING, Accepted(entry=SnapshotEntry()):
+                return tuple(self._enter())
+            case OfficeState.CLAIMING, Accepted(entry=TermEntry(session=session)) if session == self._session:
+                return tuple(self._enter())
+            case _:
+                return ()
+
+    def _log_is_read(self) -> Iterator[Effect]:
+        chain = self._writer.chain
+        if chain is None:
+            assert self._initial_weights is not None
+            self.state = OfficeState.FOUNDING
+            yield self._writer.snapshot(self._initial_weights)
+        else:
+            self._compare_plans()
+            self.state = OfficeState.CLAIMING
+            yield self._writer.append(TermEntry(parent=chain.head, term=chain.term + 1, session=self._session))
+        self._initial_weights = None
+
+    def _compare_plans(self) -> None:
+        theirs = self._writer.log.plan
+        assert theirs is not None
+        if theirs.digest() != self._plan.digest():
+            ours, log = self._plan.model_dump(), theirs.model_dump()
+            fields = ", ".join(sorted(name for name in ours if ours[name] != log[name]))
+            raise PlanError(
+                f"the federation {theirs.federation!r} already runs under another plan (different: {fields}); "
+                "use its settings, or another federation name"
+            )
+        if not self._continuable:
+            raise PlanError(
+                "aggregation.server_optimizer keeps state that a restarted coordinator cannot rebuild yet; "
+                "only SGD without momentum can be continued"
+            )
+
+    def _enter(self) -> Iterator[Effect]:
+        chain = self._writer.chain
+        assert chain is not None
+        self.state = OfficeState.IN_OFFICE
+        yield note("in_office", term=chain.term, version=chain.version)
+        if chain.draw is not None:
+            void = VoidEntry(parent=chain.head, term=chain.term, draw=chain.draw.entry, reason="coordinator restarted")
+            yield self._writer.append(void)

@@ -1,0 +1,72 @@
+"""Who is there: every client's last sign of life, and the phase it was in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.wire.messages import CLOSED_STATES, ClientState, Status
+
+SILENT_INTERVALS = 3
+"""A client is lost after this many status intervals without a sign of life."""
+
+
+@dataclass(slots=True)
+class ClientRecord:
+    """What the coordinator knows of one client. `phase` is where it was when it was last heard of."""
+
+    heard_at: float = 0.0
+    live: bool = False
+    sequence: int = -1
+    version: int = 0
+    phase: str = "joining"
+    state: ClientState = ClientState.IDLE
+
+
+class Roll:
+    """The live clients of a federation. Bounded by the directory: only enrolled clients get this far."""
+
+    def __init__(self, status_interval_s: float) -> None:
+        self._silence_s = SILENT_INTERVALS * status_interval_s
+        self._records: dict[str, ClientRecord] = {}
+
+    @property
+    def live(self) -> frozenset[str]:
+        """Clients that take part now."""
+        return frozenset(client for client, record in self._records.items() if record.live)
+
+    def status(self, client: str, status: Status, now: float) -> bool | None:
+        """Note a status. Returns whether the client just became live, or None for a replay (nothing changes)."""
+        record = self._records.setdefault(client, ClientRecord())
+        if status.sequence <= record.sequence:
+            return None
+        was_live = record.live
+        record.sequence = status.sequence
+        record.heard_at = now
+        record.state = status.state
+        record.live = status.state not in CLOSED_STATES
+        if status.state is ClientState.TRAINING:
+            record.version, record.phase = status.version, "training"
+        return record.live and not was_live
+
+    def heard(self, client: str, version: int, phase: str, now: float) -> None:
+        """Note an offer or words: signs of life too."""
+        record = self._records.setdefault(client, ClientRecord())
+        record.heard_at = now
+        record.live = True
+        record.version, record.phase = version, phase
+
+    def lose(self, client: str) -> tuple[int, str] | None:
+        """Take a client out until it is heard again. Returns its last version and phase, None if it was out."""
+        record = self._records.get(client)
+        if record is None or not record.live:
+            return None
+        record.live = False
+        return record.version, record.phase
+
+    def silent(self, now: float) -> list[str]:
+        """Live clients that have been silent for too long."""
+        return [
+            client
+            for client, record in self._records.items()
+            if record.live and now - record.heard_at > self._silence_s
+        ]

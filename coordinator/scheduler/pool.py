@@ -1,0 +1,77 @@
+"""The offers that wait for a draw: one per client, the newest, and those that came ahead of our own read-back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.effects import Receipt, Settle
+from shared.errors import RefusalReason
+from shared.wire.messages import Offer
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingOffer:
+    """An offer, its frame's digest, and the delivery that is kept open until it is drawn or expires."""
+
+    client: str
+    offer: Offer
+    digest: bytes
+    receipt: Receipt
+
+
+class Pool:
+    """Offers for the present version, and offers for the next one that are held until the log decides."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, WaitingOffer] = {}
+        self._held: dict[str, WaitingOffer] = {}
+        self._drawn_counter: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, client: str) -> bool:
+        return client in self._waiting
+
+    def add(self, new: WaitingOffer, *, held: bool) -> tuple[RefusalReason | None, tuple[Settle, ...]]:
+        """Take an offer in.
+
+        Args:
+            new: an offer whose version and head were checked.
+            held: it belongs to the version after ours.
+
+        Returns:
+            Why it was refused (None if it was taken), and what is to be settled: the refused one, or the older
+            offer of the same client that it replaces.
+        """
+        place = self._held if held else self._waiting
+        if new.offer.counter <= self._drawn_counter.get(new.client, -1):
+            return RefusalReason.REPLAYED, (Settle(new.receipt),)
+        old = place.get(new.client)
+        if old is not None and new.offer.counter <= old.offer.counter:
+            reason = RefusalReason.DUPLICATE if new.digest == old.digest else RefusalReason.STALE
+            return reason, (Settle(new.receipt),)
+        place[new.client] = new
+        return None, () if old is None else (Settle(old.receipt),)
+
+    def withdraw(self, client: str) -> tuple[Settle, ...]:
+        """A client leaves: its offers with it."""
+        gone = (self._waiting.pop(client, None), self._held.pop(client, None))
+        return tuple(Settle(waiting.receipt) for waiting in gone if waiting is not None)
+
+    def draw(self) -> list[WaitingOffer]:
+        """Take all waiting offers out, sorted by digest; their counters will not be drawn again."""
+        drawn = sorted(self._waiting.values(), key=lambda waiting: waiting.digest)
+        for waiting in drawn:
+            self._drawn_counter[waiting.client] = waiting.offer.counter
+        self._waiting = {}
+        return drawn
+
+    def next_version(self) -> tuple[list[WaitingOffer], list[WaitingOffer]]:
+        """The version moved: returns the offers that are late now, and those that were held for this version.
+
+        The held ones are out of the pool; the caller checks them against the new head and adds them again.
+        """
+        late, held = list(self._waiting.values()), list(self._held.values())
+        self._waiting, self._held = {}, {}
+        return late, held

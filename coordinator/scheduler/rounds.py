@@ -1,0 +1,302 @@
+"""The scheduler: who gets a task, and when the waiting offers are drawn (sans-I/O).
+
+A round is the work that leads from version v to v+1. It begins when the entry that made v (or a void draw of v) is
+accepted; in synchronous mode that entry is the task of every live client, unless a smaller cohort is chosen. The draw
+happens once, when every live client of the cohort has offered, when `offer_quorum` of them have and the grace for
+stragglers is over, or at the round's deadline. Below `min_offers` there is no draw: the federation waits and says so.
+
+    event           what the scheduler does
+    ──────────────  ──────────────────────────────────────────────────────────────────────────────
+    OfferArrived    pool it, hold it (next version), or refuse it with a reason
+    StatusArrived   keep the roll; send a task to a client that joins or has no log yet
+    WordsArrived    a sign of life
+    TookOffice      open the first round
+    EntryAccepted   change, void: open a round; own draw: settle the offers it drew
+    GroupGivenUp    its silent members are lost
+    Tick            deadlines
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from coordinator.events import (
+    ClientLost,
+    CoordinatorEffect,
+    DrawMade,
+    EntryAccepted,
+    Event,
+    GroupGivenUp,
+    OfferArrived,
+    StatusArrived,
+    Tell,
+    Tick,
+    TookOffice,
+    WordsArrived,
+)
+from coordinator.log_writer import LogWriter
+from coordinator.scheduler.clients import Roll
+from coordinator.scheduler.draw import Draw, make_draw
+from coordinator.scheduler.pool import Pool, WaitingOffer
+from shared.effects import Append, Note, Publish, Settle, note
+from shared.errors import RefusalReason
+from shared.modellog.chain import ChainState
+from shared.modellog.entries import Sealer
+from shared.plan import Plan
+from shared.wire.messages import ChangeEntry, DrawEntry, Task, VoidEntry
+from shared.wire.topology import Names
+
+DEADLINE_MEDIANS = 3.0
+"""A round's deadline is at least this many times the median offer time of the round before."""
+
+
+@dataclass(slots=True)
+class Round:
+    """One attempt at a version."""
+
+    version: int
+    started_at: float
+    deadline: float
+    cohort: set[str]
+    offer_times: list[float] = field(default_factory=list)
+    quorum_at: float | None = None
+    said_waiting: bool = False
+
+
+class Scheduler:
+    """Keeps the roll and the pool, opens rounds, makes draws."""
+
+    def __init__(self, plan: Plan, sites: Mapping[str, str], writer: LogWriter, seal: Sealer) -> None:
+        """
+        Args:
+            plan: the federation's plan.
+            sites: the site of every enrolled client.
+            writer: the coordinator's access to the log.
+            seal: the coordinator's signature.
+        """
+        self._plan = plan
+        self._sites = sites
+        self._names = Names(plan.federation)
+        self._writer = writer
+        self._log = writer.log
+        self._seal = seal
+        self._roll = Roll(plan.round.status_interval_s)
+        self._pool = Pool()
+        self._round: Round | None = None
+        self._draw: Draw | None = None
+        self._gathering = True
+        self._deadline_s = plan.round.round_deadline_s
+
+    @property
+    def live(self) -> frozenset[str]:
+        """Clients that take part now."""
+        return self._roll.live
+
+    def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
+        """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
+        match event:
+            case OfferArrived():
+                effects = self._on_offer(event, now)
+            case StatusArrived():
+                effects = self._on_status(event, now)
+            case WordsArrived():
+                effects = self._on_words(event, now)
+            case TookOffice():
+                effects = self._open_round(now)
+            case EntryAccepted():
+                effects = self._on_entry(event, now)
+            case GroupGivenUp():
+                effects = self._lose(event.silent)
+            case Tick():
+                effects = self._lose(self._roll.silent(now))
+            case _:
+                return ()
+        return (*effects, *self._maybe_draw(now))
+
+    # ── what arrives ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_offer(self, event: OfferArrived, now: float) -> Iterator[CoordinatorEffect]:
+        chain = self._chain()
+        waiting = WaitingOffer(event.client, event.offer, event.digest, event.receipt)
+        ahead = chain is None or event.offer.trained_version == chain.version + 1
+        reason = None if ahead or chain is None else _refusal(event.offer.trained_version, event, chain)
+        if reason is not None:
+            yield Settle(event.receipt)
+            yield _refused(event.client, reason, "offer")
+            return
+        reason, settles = self._pool.add(waiting, held=ahead)
+        yield from settles
+        if reason is not None:
+            if reason is not RefusalReason.DUPLICATE:
+                yield _refused(event.client, reason, "offer")
+            return
+        self._roll.heard(event.client, event.offer.trained_version, "offer", now)
+        if self._round is not None and not ahead:
+            self._round.offer_times.append(now - self._round.started_at)
+
+    def _on_status(self, event: StatusArrived, now: float) -> Iterator[CoordinatorEffect]:
+        status = event.status
+        joined = self._roll.status(event.client, status, now)
+        if joined is None:
+            yield _refused(event.client, RefusalReason.REPLAYED, "status")
+            return
+        chain = self._chain()
+        if status.reason:
+            yield note(f"client_{status.state}", "warning", client=event.client, reason=status.reason)
+        if event.client not in self._roll.live:
+            yield from self._pool.withdraw(event.client)
+            return
+        if chain is None or self._round is None:
+            return
+        if joined:
+            yield note("client_joined", client=event.client, live=len(self._roll.live))
+            if self._gathering:
+                self._round.cohort.add(event.client)
+        if joined or status.log_position == "absent":
+            yield self._task(event.client, chain)
+
+    def _on_words(self, event: WordsArrived, now: float) -> Iterator[CoordinatorEffect]:
+        chain = self._chain()
+        if chain is not None and chain.draw is not None and event.words.draw == chain.draw.entry:
+            self._roll.heard(event.client, chain.version, "words", now)
+        return iter(())
+
+    def _on_entry(self, event: EntryAccepted, now: float) -> Iterator[CoordinatorEffect]:
+        match event.accepted.entry:
+            case DrawEntry() if self._draw is not None and self._draw.sealed.digest == event.accepted.digest:
+                for waiting in self._draw.offers:
+                    yield Settle(waiting.receipt)
+            case ChangeEntry():
+                late, held = self._pool.next_version()
+                for waiting in late:
+                    yield Settle(waiting.receipt)
+                    yield _refused(waiting.client, RefusalReason.LATE, "offer")
+                yield from self._open_round(now)
+                for waiting in held:
+                    yield from self._on_offer(
+                        OfferArrived(waiting.client, waiting.offer, waiting.digest, waiting.receipt), now
+                    )
+            case VoidEntry(reason=reason):
+                yield note("draw_void", "warning", reason=reason)
+                yield from self._open_round(now)
+            case _:
+                return
+
+    # ── rounds ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open_round(self, now: float) -> Iterator[CoordinatorEffect]:
+        chain = self._chain()
+        assert chain is not None
+        if self._round is not None and len(self._round.offer_times) > 0:
+            usual = DEADLINE_MEDIANS * statistics.median(self._round.offer_times)
+            self._deadline_s = max(self._plan.round.round_deadline_s, usual)
+        self._draw = None
+        cohort = self._choose_cohort(chain)
+        self._round = Round(chain.version, now, now + self._deadline_s, cohort)
+        if self._plan.round.cohort_size is not None and not self._finished(chain):
+            for client in sorted(cohort):
+                yield self._task(client, chain)
+
+    def _choose_cohort(self, chain: ChainState) -> set[str]:
+        live = self._roll.live
+        if self._plan.round.cohort_size is None:
+            return set(live)
+        ranked = sorted(live, key=lambda client: hashlib.sha256(chain.head + client.encode()).digest())
+        return set(ranked[: self._plan.round.cohort_size])
+
+    def _task(self, client: str, chain: ChainState) -> Publish:
+        task = Task(
+            client=client,
+            version=chain.version,
+            attempt=chain.attempt,
+            head=chain.version_head,
+            snapshot_offset=self._log.snapshot_offset,
+        )
+        return Publish(self._names.down, self._names.client(client), self._seal(task))
+
+    def _maybe_draw(self, now: float) -> Iterator[CoordinatorEffect]:
+        chain, current = self._chain(), self._round
+        if chain is None or current is None or chain.draw is not None or not self._writer.ready:
+            return
+        if self._finished(chain) or not self._gathered(current, now):
+            return
+        expected = current.cohort & self._roll.live
+        missing = {client for client in expected if client not in self._pool}
+        if now >= current.deadline and missing:
+            yield from self._lose(sorted(missing))
+            missing = set()
+        if len(self._pool) < self._plan.min_offers:
+            if now >= current.deadline:
+                yield from self._say_waiting(current)
+            return
+        if missing and not self._grace_is_over(current, len(expected) - len(missing), len(expected), now):
+            return
+        yield from self._make_draw(chain)
+
+    def _gathered(self, current: Round, now: float) -> bool:
+        """The first round waits for `min_clients`; its deadline begins when they are there."""
+        if self._gathering and len(self._roll.live) >= self._plan.round.min_clients:
+            self._gathering = False
+            current.started_at, current.deadline = now, now + self._deadline_s
+        return not self._gathering
+
+    def _grace_is_over(self, current: Round, offered: int, expected: int, now: float) -> bool:
+        if offered < math.ceil(self._plan.round.offer_quorum * expected):
+            return False
+        if current.quorum_at is None:
+            current.quorum_at = now
+        return now - current.quorum_at >= self._plan.round.straggler_grace_s
+
+    def _make_draw(self, chain: ChainState) -> Iterator[CoordinatorEffect]:
+        draw = make_draw(self._pool.draw(), self._plan.group_size, self._sites, self._writer)
+        self._draw = draw
+        yield Append(draw.sealed)
+        clients = tuple(waiting.client for waiting in draw.offers)
+        yield Tell(DrawMade(draw.sealed.digest, chain.version, len(draw.groups), clients))
+        # The jobs leave with the entry: members answer a roster only when their own log has accepted it.
+        for job in draw.jobs():
+            yield Publish(self._names.down, self._names.groups, self._seal(job))
+
+    def _lose(self, clients: tuple[str, ...] | list[str]) -> Iterator[CoordinatorEffect]:
+        for client in clients:
+            last = self._roll.lose(client)
+            if last is not None:
+                version, phase = last
+                yield note("client_lost", "warning", client=client, version=version, phase=phase)
+                yield Tell(ClientLost(client, version, phase))
+
+    def _say_waiting(self, current: Round) -> Iterator[Note]:
+        if not current.said_waiting:
+            current.said_waiting = True
+            yield note(
+                "waiting_for_clients",
+                "warning",
+                version=current.version,
+                offers=len(self._pool),
+                needed=self._plan.min_offers,
+                live=len(self._roll.live),
+            )
+
+    def _finished(self, chain: ChainState) -> bool:
+        return chain.version >= self._plan.round.rounds
+
+    def _chain(self) -> ChainState | None:
+        return self._writer.chain
+
+
+def _refusal(version: int, event: OfferArrived, chain: ChainState) -> RefusalReason | None:
+    if version < chain.version:
+        return RefusalReason.LATE
+    if version > chain.version:
+        return RefusalReason.OUT_OF_RANGE
+    if event.offer.trained_head != chain.version_head:
+        return RefusalReason.WRONG_PARENT
+    return None
+
+
+def _refused(client: str, reason: RefusalReason, what: str) -> Note:
+    return note("refused", "warning", sender=client, reason=reason, what=what)

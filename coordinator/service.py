@@ -1,0 +1,252 @@
+"""The shell around the coordinator's machines: deliveries in, events round, effects out.
+
+The roles of one process (scheduler, summing stage, aggregator) share one bus: every event is shown to each machine, and
+what one machine tells (`Tell`) is an event for all. Nothing is consumed but the log until this session is in office.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from coordinator.aggregator.buffer import Aggregator
+from coordinator.events import (
+    CoordinatorEffect,
+    EntryAccepted,
+    Evaluate,
+    EvaluationFinished,
+    Event,
+    Finish,
+    JobArrived,
+    KeepModel,
+    OfferArrived,
+    StatusArrived,
+    Tell,
+    Tick,
+    TookOffice,
+    WordsArrived,
+)
+from coordinator.log_writer import LogWriter
+from coordinator.office import Office, OfficeState
+from coordinator.scheduler.rounds import Scheduler
+from coordinator.status.record import RunRecord
+from coordinator.summing.group import SummingStage
+from shared.crypto.signing import SigningKey, VerificationCache
+from shared.directory import Directory
+from shared.effects import Effect, Note, Receipt, Settle, note
+from shared.identity import COORDINATOR
+from shared.incoming import Received, keys_of, open_delivery, transport_note, unexpected
+from shared.modellog.reader import Accepted, LogReader, Skipped
+from shared.outgoing import Outgoing
+from shared.plan import Plan
+from shared.telemetry import Telemetry
+from shared.transport.port import Confirmed, Delivered, Delivery, Transport, TransportEvent
+from shared.wire.framing import Opener, seal
+from shared.wire.messages import GroupJob, Message, Offer, Status, Words
+from shared.wire.topology import Names, federation_topology, groups_queue, log_queue, offers_queue, stage_queue
+
+OFFERS_PREFETCH_MIN = 1_000
+"""Offers stay unsettled until they are drawn: the prefetch must exceed what can wait."""
+
+GROUPS_PREFETCH = 64
+STAGE_PREFETCH = 64
+LOG_PREFETCH = 32
+TICK_S = 0.25
+
+
+class Output(Protocol):
+    """What leaves the protocol: evaluations and models."""
+
+    def evaluate(self, order: Evaluate) -> None:
+        """Measure a version; `EvaluationFinished` comes back as an item of `step`."""
+
+    def keep(self, order: KeepModel) -> None:
+        """Write a model to the output directory."""
+
+
+class CoordinatorService:
+    """One coordinator process without its threads: `step` handles what came in."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        directory: Directory,
+        key: SigningKey,
+        transport: Transport,
+        initial_weights: np.ndarray,
+        output: Output,
+        *,
+        session: bytes,
+        telemetry: Telemetry,
+    ) -> None:
+        """
+        Args:
+            plan: the federation's plan.
+            directory: its clients.
+            key: the coordinator's signing key, the one that the directory names.
+            transport: where messages go; its events are given to `step`.
+            initial_weights: float32 (d,), used if the federation is new.
+            output: evaluations and models.
+            session: 16 fresh random bytes; also names the stage's queue.
+            telemetry: takes the machines' notes.
+
+        Raises:
+            PlanError: the plan does not fit the directory, or its optimizer does not exist.
+        """
+        plan.check_clients(len(directory.active_clients()))
+        self._plan = plan
+        self._names = Names(plan.federation)
+        self._transport = transport
+        self._output = output
+        self._opener = Opener(plan.federation_id, keys_of(directory), VerificationCache())
+        self._stage_id = f"stage-{session.hex()[:12]}"
+        self._session = session
+        self._clients = directory.active_clients()
+
+        def seal_as_coordinator(message: Message) -> bytes:
+            return seal(message, sender=COORDINATOR, federation=plan.federation_id, key=key)
+
+        self.log = LogReader(self._opener)
+        self.telemetry = telemetry
+        self._outgoing = Outgoing(transport, self._names)
+        self._bytes_in = 0
+        writer = LogWriter(self.log, plan, directory.digest(), seal_as_coordinator)
+        sites = {client: directory.clients[client].site for client in self._clients}
+        aggregator = Aggregator(plan, writer)
+        self._writer = writer
+        self._office = Office(plan, writer, initial_weights, aggregator.continuable, seal_as_coordinator)
+        self._machines = (
+            Scheduler(plan, sites, writer, seal_as_coordinator),
+            SummingStage(self._stage_id, plan, self.log, directory.digest(), seal_as_coordinator),
+            aggregator,
+            RunRecord(plan, self.log, lambda: (self._bytes_in, self._outgoing.bytes_published)),
+        )
+        self.finished: Finish | None = None
+
+    def start(self) -> None:
+        """Declare the federation's queues and begin to read its log.
+
+        Raises:
+            BrokerUnavailable: no broker, or one that refuses the declarations.
+        """
+        model_bytes = 4 * self._plan.dimension
+        self._transport.declare(federation_topology(self._names, self._clients, model_bytes))
+        self._transport.consume(log_queue(self._names, model_bytes), prefetch=LOG_PREFETCH, start="first")
+        self._outgoing.carry_out([self._office.start(self._session)])
+
+    def step(self, items: Sequence[TransportEvent | EvaluationFinished], now: float) -> None:
+        """Handle everything that came in, then give every machine a tick.
+
+        Raises:
+            Fenced: another coordinator writes the log.
+            PlanError: the log belongs to another plan.
+            BrokerUnavailable: the transport was closed.
+        """
+        effects: list[Effect] = []
+        for item in items:
+            self._dispatch(self._receive(item, effects), effects, now)
+        if self._office.state is OfficeState.IN_OFFICE:
+            self._dispatch([Tick()], effects, now)
+        for effect in effects:
+            if isinstance(effect, Note):
+                self.telemetry.note(effect)
+        self._outgoing.carry_out(effect for effect in effects if not isinstance(effect, Note))
+
+    @property
+    def messages_published(self) -> int:
+        """Broker messages published so far."""
+        return self._outgoing.messages_published
+
+    def _receive(self, item: TransportEvent | EvaluationFinished, effects: list[Effect]) -> Iterable[Event]:
+        match item:
+            case Delivered(queue, deliveries) if queue == self._names.log:
+                return self._read_log(deliveries, effects)
+            case Delivered(_, deliveries):
+                return [event for delivery in deliveries for event in self._open(delivery, effects)]
+            case Confirmed(through):
+                self._outgoing.on_confirmed(through)
+            case EvaluationFinished():
+                return [item]
+            case _:
+                told = transport_note(item)
+                effects += () if told is None else (told,)
+        return []
+
+    def _dispatch(self, events: Iterable[Event], effects: list[Effect], now: float) -> None:
+        """Show events to every machine; what they tell each other comes after, in order."""
+        waiting = deque(events)
+        while waiting:
+            event = waiting.popleft()
+            for machine in self._machines:
+                for effect in machine.handle(event, now):
+                    self._perform(effect, waiting, effects)
+
+    def _perform(self, effect: CoordinatorEffect, waiting: deque[Event], effects: list[Effect]) -> None:
+        match effect:
+            case Tell(event):
+                waiting.append(event)
+            case Evaluate():
+                self._output.evaluate(effect)
+            case KeepModel():
+                self._output.keep(effect)
+            case Finish():
+                self.finished = self.finished or effect
+            case _:
+                effects.append(effect)
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open(self, delivery: Delivery, effects: list[Effect]) -> Iterable[Event]:
+        self._bytes_in += len(delivery.body)
+        received, refusals = open_delivery(self._opener, delivery)
+        effects += refusals
+        for one in received:
+            event = self._event_of(one, delivery.queue)
+            if event is None:
+                effects += unexpected(one, f"in {delivery.queue}")
+                continue
+            if isinstance(event, StatusArrived | WordsArrived):
+                effects.append(Settle(one.receipt))
+            yield event
+
+    def _event_of(self, one: Received, queue: str) -> Event | None:
+        opened = one.opened
+        match opened.message:
+            case Offer() as offer if queue == self._names.offers:
+                return OfferArrived(opened.sender, offer, opened.digest, one.receipt)
+            case Status() as status if queue == self._names.offers:
+                return StatusArrived(opened.sender, status)
+            case GroupJob() as job if queue == self._names.groups:
+                return JobArrived(job, one.receipt)
+            case Words() as words if queue == self._names.stage(self._stage_id):
+                return WordsArrived(opened.sender, words)
+            case _:
+                return None
+
+    def _read_log(self, deliveries: Sequence[Delivery], effects: list[Effect]) -> Iterable[Event]:
+        for delivery in deliveries:
+            assert delivery.offset is not None
+            for event in self.log.feed(delivery.offset, delivery.body):
+                self._writer.observe(event)
+                was_in_office = self._office.state is OfficeState.IN_OFFICE
+                effects += self._office.handle(event)
+                if isinstance(event, Skipped):
+                    effects.append(note("log_entry_skipped", "debug", reason=event.reason, detail=event.detail))
+                elif was_in_office and isinstance(event, Accepted):
+                    yield EntryAccepted(event)
+                elif not was_in_office and self._office.state is OfficeState.IN_OFFICE:
+                    self._begin_work()
+                    yield TookOffice()
+            effects.append(Settle(Receipt(delivery, 1)))
+
+    def _begin_work(self) -> None:
+        """In office: consume what this session is now responsible for."""
+        prefetch = max(OFFERS_PREFETCH_MIN, 2 * len(self._clients))
+        self._transport.consume(
+            stage_queue(self._names, self._stage_id, 4 * self._plan.dimension), prefetch=STAGE_PREFETCH
+        )
+        self._transport.consume(groups_queue(self._names), prefetch=GROUPS_PREFETCH)
+        self._transport.consume(offers_queue(self._names), prefetch=min(prefetch, 65_535))

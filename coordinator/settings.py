@@ -1,0 +1,74 @@
+"""What an operator of a coordinator decides; most of it becomes the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, JsonValue
+
+from shared.codec.coordinates import coordinate_count
+from shared.codec.flatten import layout_of
+from shared.directory import Directory
+from shared.plan import AggregationPlan, CodecPlan, OptimizerChoice, Plan, RoundPlan, TrainingPlan, make_plan
+from shared.settings import ProcessSettings
+from shared.workloads.port import Workload
+
+
+class CoordinatorSettings(ProcessSettings):
+    """Settings of `comitia coordinator`."""
+
+    output_dir: Annotated[Path, Field(description="Where best.safetensors and final.safetensors are written.")] = Path(
+        "output"
+    )
+    workload: Annotated[str, Field(description="A built-in workload, or package.module:object.")] = "digits"
+    workload_options: Annotated[
+        dict[str, JsonValue], Field(description="Keyword arguments of the workload; part of the plan.")
+    ] = Field(default_factory=dict)
+    group_size: Annotated[int, Field(ge=1, description="Clients per group (g).")] = 1
+    weight_records_max: Annotated[
+        int, Field(ge=1, description="Records that count as weight 1 (n_max); more count no more.")
+    ] = 1000
+    training: Annotated[
+        TrainingPlan | None, Field(description="How clients train; the workload's recipe if not set.")
+    ] = None
+    codec: Annotated[CodecPlan, Field(description="Coordinates and integers of an update.")] = CodecPlan()
+    aggregation: Annotated[AggregationPlan, Field(description="Robust rule and server optimizer.")] = AggregationPlan()
+    round: Annotated[RoundPlan, Field(description="Number of rounds, cohort, deadlines.")] = RoundPlan()
+    evaluation_threads: Annotated[int, Field(ge=1, description="Threads of torch for the evaluation.")] = 1
+
+
+def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workload) -> Plan:
+    """The plan that these settings ask for.
+
+    Raises:
+        PlanError: it cannot hold; the message names the fields.
+        WorkloadError: the workload's model cannot be federated.
+    """
+    recipe, layout = workload.recipe, layout_of(workload.model())
+    training = settings.training or TrainingPlan(
+        optimizer=OptimizerChoice(name=recipe.optimizer, options=dict(recipe.options)),
+        batch_size=recipe.batch_size,
+        local_epochs=recipe.local_epochs,
+    )
+    codec = settings.codec
+    if "clipping_norm" not in codec.model_fields_set:
+        # The recipe speaks of whole updates; k of d random coordinates carry sqrt(k/d) of the norm.
+        dense = codec.selection == "dense"
+        share = 1.0 if dense else coordinate_count(layout.dimension, codec.density) / layout.dimension
+        codec = codec.model_copy(update={"clipping_norm": recipe.clipping_norm * share**0.5})
+    return make_plan(
+        federation=directory.federation,
+        federation_id=directory.federation_id,
+        workload=settings.workload,
+        workload_options=settings.workload_options,
+        layout_digest=layout.digest().hex(),
+        dimension=layout.dimension,
+        group_size=settings.group_size,
+        weight_records_max=settings.weight_records_max,
+        metric_bounds=dict(recipe.metric_bounds),
+        training=training,
+        codec=codec,
+        aggregation=settings.aggregation,
+        round=settings.round,
+    )

@@ -1,0 +1,125 @@
+"""What a run looks like from outside: one record per version, the best version, and when the run is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from coordinator.aggregator.convergence import BestVersion, Evaluation
+from coordinator.events import (
+    ClientLost,
+    CoordinatorEffect,
+    DrawMade,
+    EntryAccepted,
+    Evaluate,
+    EvaluationFinished,
+    Event,
+    Finish,
+    KeepModel,
+    StepTaken,
+    TookOffice,
+)
+from shared.effects import Note
+from shared.modellog.reader import LogReader
+from shared.plan import Plan
+from shared.wire.messages import ChangeEntry
+
+
+@dataclass(slots=True)
+class RoundRecord:
+    """One version in the making. Times are seconds on the coordinator's clock."""
+
+    started_at: float
+    bytes_up: int
+    bytes_down: int
+    drawn_at: float = 0.0
+    stepped_at: float = 0.0
+    finished_at: float = 0.0
+    step: StepTaken | None = None
+    clients_lost: list[str] = field(default_factory=list)
+
+
+class RunRecord:
+    """Follows the other machines and says what came of each version; writes nothing to the protocol."""
+
+    def __init__(self, plan: Plan, log: LogReader, traffic: Callable[[], tuple[int, int]]) -> None:
+        """
+        Args:
+            plan: the federation's plan.
+            log: the coordinator's own reader.
+            traffic: bytes received from and published to the broker so far.
+        """
+        self._plan = plan
+        self._log = log
+        self._traffic = traffic
+        self._current: RoundRecord | None = None
+        self._finished: dict[int, RoundRecord] = {}
+        self._best = BestVersion()
+
+    def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
+        """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
+        match event:
+            case TookOffice():
+                return tuple(self._begin(now))
+            case DrawMade() if self._current:
+                self._current.drawn_at = now
+            case StepTaken() if self._current:
+                self._current.step, self._current.stepped_at = event, now
+            case ClientLost() if self._current:
+                self._current.clients_lost.append(event.client)
+            case EntryAccepted(accepted) if isinstance(accepted.entry, ChangeEntry):
+                return tuple(self._on_change(accepted.entry, now))
+            case EvaluationFinished():
+                return tuple(self._on_evaluation(event))
+            case _:
+                pass
+        return ()
+
+    def _begin(self, now: float) -> Iterator[CoordinatorEffect]:
+        up, down = self._traffic()
+        self._current = RoundRecord(now, up, down)
+        chain = self._log.chain
+        if chain is not None and chain.version >= self._plan.round.rounds:
+            yield Finish()
+
+    def _on_change(self, change: ChangeEntry, now: float) -> Iterator[CoordinatorEffect]:
+        record, (up, down) = self._current, self._traffic()
+        self._current = RoundRecord(now, up, down)
+        if record is not None:
+            record.finished_at = now
+            record.bytes_up, record.bytes_down = up - record.bytes_up, down - record.bytes_down
+            self._finished[change.version] = record
+        yield Evaluate(change.version, self._log.weights)
+
+    def _on_evaluation(self, event: EvaluationFinished) -> Iterator[CoordinatorEffect]:
+        record = self._finished.pop(event.version, None)
+        if event.evaluation is not None and self._best.record(event.evaluation):
+            yield KeepModel("best", event.version, event.weights)
+        if record is not None and record.step is not None:
+            yield Note("round_finished", fields=_figures(record, record.step, event.evaluation))
+        if event.version >= self._plan.round.rounds:
+            yield KeepModel("final", event.version, self._log.weights)
+            yield Finish()
+
+
+def _figures(record: RoundRecord, step: StepTaken, evaluation: Evaluation | None) -> dict[str, object]:
+    return {
+        "version": step.version,
+        "seconds": record.finished_at - record.started_at,
+        "seconds_offers": record.drawn_at - record.started_at,
+        "seconds_sums": record.stepped_at - record.drawn_at,
+        "seconds_log": record.finished_at - record.stepped_at,
+        "accuracy": None if evaluation is None else evaluation.accuracy,
+        "loss": None if evaluation is None else evaluation.loss,
+        "metrics": {} if evaluation is None else dict(evaluation.metrics),
+        "train_metrics": step.train_metrics,
+        "clients_counted": step.clients_counted,
+        "clients_lost": len(record.clients_lost),
+        "groups": step.groups,
+        "groups_rejected": step.groups_rejected,
+        "groups_given_up": step.groups_given_up,
+        "recovered": 0,
+        "bytes_up": record.bytes_up,
+        "bytes_down": record.bytes_down,
+        "clipping_norm": step.clipping_norm,
+    }

@@ -1,0 +1,147 @@
+"""The worker process: the only place that builds its adapters and threads."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shared.crypto.signing import load_verifying_key
+from shared.directory import DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, Directory, load_directory
+from shared.effects import note
+from shared.errors import PlanError, SettingsError, StateError, StateHeld
+from shared.inbox import Inbox
+from shared.plan import Plan
+from shared.stopping import StopSignal
+from shared.telemetry import Telemetry
+from shared.transport.port import Transport, TransportEvent
+from shared.transport.rabbitmq import RabbitMqTransport
+from shared.workloads.loading import load_workload
+from worker.keystore import CLIENT_KEYS_DIRECTORY, clients_with_keys, identity_key
+from worker.service import Identity, Training, WorkerService, check_layout
+from worker.settings import WorkerSettings
+from worker.state import ClientState
+from worker.storage import DirectoryStorage
+from worker.trainer import Trained, Trainer, TrainingThread
+
+WAKE_MAX_S = 1.0
+
+MakeTraining = Callable[[Trainer, Callable[[Trained], None]], Training]
+
+
+def run_worker(
+    settings: WorkerSettings,
+    *,
+    make_training: MakeTraining = TrainingThread,
+    wrap_transport: Callable[[Transport, Inbox[TransportEvent | Trained]], Transport] = lambda transport, _: transport,
+) -> None:
+    """Serve clients until the process is told to stop (SIGTERM, SIGINT).
+
+    Args:
+        settings: whom, where, how.
+        make_training, wrap_transport: seams for experiments that replace a part of the worker.
+
+    Raises:
+        ComitiaError: whatever keeps a worker from working; each names its remedy.
+    """
+    torch.set_num_threads(settings.torch_threads)
+    folder = settings.federation_dir
+    directory = load_directory(folder / DIRECTORY_FILE, load_verifying_key(folder / ENROLMENT_PUBLIC_FILE))
+    if settings.site not in directory.sites:
+        raise SettingsError(f"site: {settings.site!r} is not in {folder / DIRECTORY_FILE}")
+    states = open_states(settings, directory)
+    keys = {client: identity_key(folder / CLIENT_KEYS_DIRECTORY, client, directory) for client in states}
+    identity = Identity(directory, settings.site, f"w{secrets.token_hex(6)}", keys)
+    inbox: Inbox[TransportEvent | Trained] = Inbox()
+
+    def prepare(plan: Plan) -> Training:
+        return make_training(make_trainer(settings, plan), lambda trained: inbox.put([trained]))
+
+    with StopSignal() as stop:
+        transport: Transport = wrap_transport(
+            RabbitMqTransport(settings.broker, inbox.put, name=f"{directory.federation}-{identity.worker}"), inbox
+        )
+        service = WorkerService(
+            identity,
+            states,
+            transport,
+            prepare,
+            rounding=np.random.default_rng(settings.seed),
+            clock_us=lambda: time.time_ns() // 1000,
+            telemetry=Telemetry(process="worker", worker=identity.worker),
+        )
+        try:
+            broker = transport.connect()
+            service.telemetry.note(note("worker_started", broker=broker, clients=sorted(states)))
+            service.start()
+            while not stop.requested:
+                _wait_and_step(service, inbox)
+            _drain(service, inbox, settings.drain_s)
+        finally:
+            transport.close()
+            service.close()
+
+
+def _wait_and_step(service: WorkerService, inbox: Inbox[TransportEvent | Trained]) -> None:
+    wait_s = min(WAKE_MAX_S, max(0.0, service.next_wakeup() - time.monotonic()))
+    service.step(inbox.take(wait_s), time.monotonic())
+
+
+def _drain(service: WorkerService, inbox: Inbox[TransportEvent | Trained], drain_s: float) -> None:
+    """Let a group that may be forming finish, then leave."""
+    deadline = time.monotonic() + drain_s
+    service.drain(time.monotonic())
+    while not service.drained and time.monotonic() < deadline:
+        _wait_and_step(service, inbox)
+    service.drain(time.monotonic(), at_once=True)
+
+
+def make_trainer(settings: WorkerSettings, plan: Plan) -> Trainer:
+    """The training that a plan asks for, on this worker's workload.
+
+    Raises:
+        ComitiaError: the plan is not one that this worker can serve.
+    """
+    if plan.workload != settings.workload:
+        raise PlanError(f"the plan's workload is {plan.workload!r}, this worker's is {settings.workload!r}")
+    workload = load_workload(plan.workload, plan.workload_options)
+    check_layout(workload, plan)
+    return Trainer(workload, plan, lambda client: data_path(settings, client), settings.seed)
+
+
+def data_path(settings: WorkerSettings, client: str) -> Path | None:
+    """Where a client's data lie, None if the workload knows by itself."""
+    return None if settings.data_dir is None else settings.data_dir / client
+
+
+def open_states(settings: WorkerSettings, directory: Directory) -> dict[str, ClientState]:
+    """Lock and open the state directories of the clients to serve.
+
+    Clients named in the settings are all opened; with `seats`, the first free ones are, so that workers started alike
+    share the clients out between them.
+
+    Raises:
+        StateError: a directory is damaged, or held by another process (named clients), or none is free.
+        DirectoryError: no keys here.
+    """
+    named = bool(settings.clients)
+    here = clients_with_keys(settings.federation_dir / CLIENT_KEYS_DIRECTORY, directory)
+    candidates = settings.clients or [c for c in here if directory.clients[c].site == settings.site]
+    opened: dict[str, ClientState] = {}
+    for client in candidates:
+        if not named and len(opened) == settings.seats:
+            break
+        try:
+            storage = DirectoryStorage(settings.state_dir / client)
+        except StateHeld:
+            if named:
+                raise
+            continue
+        opened[client] = ClientState(storage, client=client, federation=directory.federation_id)
+    if not opened:
+        raise StateError(f"state_dir {settings.state_dir}: no client of site {settings.site!r} is free")
+    return opened

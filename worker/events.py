@@ -1,0 +1,152 @@
+"""What happens to a client, and what its machine may ask of the worker process that serves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.effects import Effect, Receipt
+from shared.wire.messages import Roster, Task
+from worker.stored_update import TaskId, UpdateId, UpdateMeta
+
+
+@dataclass(frozen=True, slots=True)
+class TaskArrived:
+    """A verified task from the client's own queue: whoever receives it serves this client."""
+
+    task: Task
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class LogMoved:
+    """The worker's log reader accepted at least one entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFinished:
+    """A training run ended; `values` is the update, float32 (d,), owned by the receiver."""
+
+    task: TaskId
+    values: np.ndarray
+    num_examples: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFailed:
+    """A training run raised; the reason is one line."""
+
+    task: TaskId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSaved:
+    """The finished update is on the disk under this counter."""
+
+    update_id: UpdateId
+
+
+@dataclass(frozen=True, slots=True)
+class CounterRaised:
+    """A higher counter is on the disk."""
+
+    counter: int
+
+
+@dataclass(frozen=True, slots=True)
+class RosterArrived:
+    """A verified roster of a group that this client was drawn into."""
+
+    roster: Roster
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSpent:
+    """The spent mark is on the disk, which raised the counter: the words may leave."""
+
+    counter: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The plan in the log is not one that this worker can serve; the reason is one line."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The process is to end: take nothing new, and leave as soon as no group may be waiting for us (or `at_once`)."""
+
+    at_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    TaskArrived
+    | LogMoved
+    | TrainingFinished
+    | TrainingFailed
+    | UpdateSaved
+    | CounterRaised
+    | RosterArrived
+    | UpdateSpent
+    | Mismatch
+    | Drain
+    | Tick
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FollowLog:
+    """Read the model log from this offset on, unless it is being read already."""
+
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Start training on the present weights (float32 (d,), never written to)."""
+
+    task: TaskId
+    weights: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class StopTraining:
+    """Give the present run up; its result will not be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveUpdate:
+    """Put this update on the disk, then say `UpdateSaved`."""
+
+    values: np.ndarray
+    meta: UpdateMeta
+
+
+@dataclass(frozen=True, slots=True)
+class RaiseCounter:
+    """Put a higher counter on the disk, then say `CounterRaised`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpendUpdate:
+    """Put the spent mark on the disk, then say `UpdateSpent`."""
+
+    update_id: UpdateId
+
+
+@dataclass(frozen=True, slots=True)
+class DropUpdate:
+    """Forget the unspent update: its version has passed."""
+
+
+WorkerEffect = Effect | FollowLog | Train | StopTraining | SaveUpdate | RaiseCounter | SpendUpdate | DropUpdate

@@ -1,0 +1,341 @@
+"""The shell around the clients that one worker process serves: deliveries in, effects out, in batches.
+
+Everything that came in is handled in waves. In a wave each client handles at most one event that needs the disk; then
+all of them are written, then all are synced (the file system does most of that work once), and only then does
+anything leave for the broker.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from shared.codec.flatten import layout_of
+from shared.codec.quantize import UniformSource
+from shared.crypto.signing import SigningKey, VerificationCache
+from shared.directory import Directory
+from shared.effects import Append, Effect, Note, Publish, Receipt, Settle, note
+from shared.errors import ComitiaError, PlanError
+from shared.incoming import keys_of, open_delivery, transport_note, unexpected
+from shared.modellog.reader import Accepted, LogReader, Skipped
+from shared.outgoing import Outgoing
+from shared.plan import Plan
+from shared.telemetry import Telemetry
+from shared.transport.port import Confirmed, Delivered, Delivery, Transport, TransportEvent
+from shared.wire.framing import Opener, seal
+from shared.wire.messages import Message, Roster, Task
+from shared.wire.topology import Names, client_queue, log_queue, talk_queue
+from shared.workloads.port import Workload
+from worker.client import ClientMachine, Phase, Seat
+from worker.events import (
+    CounterRaised,
+    Drain,
+    DropUpdate,
+    Event,
+    FollowLog,
+    LogMoved,
+    Mismatch,
+    RaiseCounter,
+    RosterArrived,
+    SaveUpdate,
+    SpendUpdate,
+    StopTraining,
+    TaskArrived,
+    Tick,
+    Train,
+    UpdateSaved,
+    UpdateSpent,
+    WorkerEffect,
+)
+from worker.state import ClientState, Staged, commit
+from worker.stored_update import UpdateId
+from worker.trainer import Trained
+
+TASK_PREFETCH = 4
+TALK_PREFETCH = 256
+LOG_PREFETCH = 32
+
+
+class Training(Protocol):
+    """Runs training somewhere and delivers `Trained` to whoever made it."""
+
+    def start(self, client: str, order: Train) -> None:
+        """Begin a run."""
+
+    def stop(self, client: str) -> None:
+        """Give a run up."""
+
+    def close(self) -> None:
+        """Give everything up."""
+
+
+class Preparing(Protocol):
+    """Makes the training for a plan, or says why this worker cannot serve it."""
+
+    def __call__(self, plan: Plan) -> Training:
+        """Raises ComitiaError with the reason of a mismatch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this process speaks for."""
+
+    directory: Directory
+    site: str
+    worker: str
+    keys: Mapping[str, SigningKey]
+
+
+@dataclass(slots=True)
+class _Client:
+    machine: ClientMachine
+    state: ClientState
+    sealed_by: Callable[[Message], bytes] = field(repr=False)
+
+
+class WorkerService:
+    """One worker process without its threads: `step` handles what came in."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        states: Mapping[str, ClientState],
+        transport: Transport,
+        prepare: Preparing,
+        *,
+        rounding: UniformSource,
+        clock_us: Callable[[], int],
+        telemetry: Telemetry,
+    ) -> None:
+        """
+        Args:
+            identity: the directory, our site and name, the clients' keys.
+            states: the open state directory of each client.
+            transport: where messages go; its events are given to `step`.
+            prepare: makes the training once the plan is known.
+            rounding: randomness of stochastic rounding.
+            clock_us: wall clock in microseconds, for status sequence numbers.
+            telemetry: takes the machines' notes.
+        """
+        directory = identity.directory
+        self._directory = directory
+        self._names = Names(directory.federation)
+        self._transport = transport
+        self._prepare = prepare
+        self._training: Training | None = None
+        self._opener = Opener(directory.federation_id, keys_of(directory), VerificationCache())
+        self.log = LogReader(self._opener)
+        self.telemetry = telemetry
+        self._outgoing = Outgoing(transport, self._names)
+        self._identity = identity
+        self._following = False
+        self._sequence = _Sequence(clock_us)
+        self._clients = {client: self._make_client(client, state, rounding) for client, state in sorted(states.items())}
+
+    def _make_client(self, client: str, state: ClientState, rounding: UniformSource) -> _Client:
+        key = self._identity.keys[client]
+
+        def seal_as_client(message: Message) -> bytes:
+            return seal(message, sender=client, federation=self._directory.federation_id, key=key)
+
+        machine = ClientMachine(
+            Seat(client, self._identity.site, self._identity.worker, seal_as_client),
+            self._names,
+            self.log,
+            self._directory.digest(),
+            rounding=rounding,
+            nonce=lambda: secrets.token_bytes(16),
+            sequence=self._sequence,
+            counter=state.counter,
+            last_task=state.last_task,
+            unspent=state.unspent(),
+        )
+        return _Client(machine, state, seal_as_client)
+
+    def start(self) -> None:
+        """Subscribe to the clients' queues and to our own."""
+        self._transport.consume(
+            talk_queue(self._names, self._identity.site, self._identity.worker), prefetch=TALK_PREFETCH
+        )
+        for client in self._clients:
+            self._transport.consume(client_queue(self._names, client), prefetch=TASK_PREFETCH)
+
+    def step(self, items: Sequence[TransportEvent | Trained], now: float) -> None:
+        """Handle everything that came in, then give every client a tick.
+
+        Raises:
+            StateError: a state directory failed; nothing that depends on it has left.
+            BrokerUnavailable: the transport was closed.
+        """
+        events: list[tuple[str, Event]] = []
+        effects: list[Effect] = []
+        for item in items:
+            match item:
+                case Delivered(queue, deliveries) if queue == self._names.log:
+                    events += self._read_log(deliveries, effects)
+                case Delivered(_, deliveries):
+                    for delivery in deliveries:
+                        events += self._open(delivery, effects)
+                case Confirmed(through):
+                    self._outgoing.on_confirmed(through)
+                case Trained(client, outcome):
+                    events.append((client, outcome))
+                case _:
+                    told = transport_note(item)
+                    effects += () if told is None else (told,)
+        events += [(client, Tick()) for client in self._clients]
+        self._handle(events, effects, now)
+        self._carry_out(effects)
+
+    def next_wakeup(self) -> float:
+        """When `step` should be called again at the latest (seconds, monotonic)."""
+        return min(client.machine.next_wakeup() for client in self._clients.values())
+
+    def drain(self, now: float, *, at_once: bool = False) -> None:
+        """Take nothing new; unspent updates stay on the disk. See `drained`."""
+        effects: list[Effect] = []
+        self._handle([(client, Drain(at_once)) for client in self._clients], effects, now)
+        self._carry_out(effects)
+
+    @property
+    def drained(self) -> bool:
+        """Whether no client is in anything any more."""
+        return all(client.machine.phase is Phase.DRAINED for client in self._clients.values())
+
+    def close(self) -> None:
+        """End training and let go of the state directories."""
+        if self._training is not None:
+            self._training.close()
+        for client in self._clients.values():
+            client.state.close()
+
+    @property
+    def fsyncs(self) -> int:
+        """Disk flushes of all clients so far."""
+        return sum(client.state.fsyncs for client in self._clients.values())
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open(self, delivery: Delivery, effects: list[Effect]) -> Iterable[tuple[str, Event]]:
+        received, refusals = open_delivery(self._opener, delivery)
+        effects += refusals
+        events: list[tuple[str, Event]] = []
+        for one in received:
+            match one.opened.message:
+                case Task(client=client) as task if delivery.queue == self._names.client(client):
+                    events.append((client, TaskArrived(task, one.receipt)))
+                case Roster(client=client) as roster if client in self._clients:
+                    events.append((client, RosterArrived(roster)))
+                    effects.append(Settle(one.receipt))
+                case _:
+                    effects += unexpected(one, f"in {delivery.queue}")
+        return events
+
+    def _read_log(self, deliveries: Sequence[Delivery], effects: list[Effect]) -> Iterable[tuple[str, Event]]:
+        began = self.log.chain is not None
+        moved = False
+        for delivery in deliveries:
+            assert delivery.offset is not None
+            for event in self.log.feed(delivery.offset, delivery.body):
+                moved = moved or isinstance(event, Accepted)
+                if isinstance(event, Skipped):
+                    effects.append(note("log_entry_skipped", "debug", reason=event.reason, detail=event.detail))
+            effects.append(Settle(Receipt(delivery, 1)))
+        if not moved:
+            return []
+        if not began:
+            reason = self._check_plan()
+            if reason:
+                return [(client, Mismatch(reason)) for client in self._clients]
+        return [(client, LogMoved()) for client in self._clients]
+
+    def _check_plan(self) -> str:
+        plan = self.log.plan
+        assert plan is not None
+        if plan.federation_id != self._directory.federation_id:
+            return f"the log belongs to federation {plan.federation_id}"
+        if self.log.directory_digest != self._directory.digest():
+            return f"our directory (number {self._directory.number}) is not the coordinator's; install the present one"
+        try:
+            self._training = self._prepare(plan)
+        except ComitiaError as error:
+            return str(error)
+        return ""
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _handle(self, events: list[tuple[str, Event]], effects: list[Effect], now: float) -> None:
+        """Handle events in waves: what an earlier event of a client asks of the disk is there before its next one."""
+        waiting = events
+        while waiting:
+            wave, waiting, busy = waiting, [], set()
+            staged: list[tuple[str, Staged, Event]] = []
+            for client, event in wave:
+                if client in busy:
+                    waiting.append((client, event))
+                    continue
+                for effect in self._clients[client].machine.handle(event, now):
+                    pending = self._perform(client, effect, effects)
+                    if pending is not None:
+                        staged.append((client, *pending))
+                        busy.add(client)
+            commit([operation for _, operation, _ in staged])
+            waiting = [(client, event) for client, _, event in staged] + waiting
+
+    def _perform(self, client: str, effect: WorkerEffect, effects: list[Effect]) -> tuple[Staged, Event] | None:
+        """Carry out one effect; returns what has to be synced, and the event that follows it."""
+        state = self._clients[client].state
+        match effect:
+            case SaveUpdate(values, meta):
+                return state.stage_update(values, meta), UpdateSaved(UpdateId(state.counter + 1))
+            case RaiseCounter():
+                return state.stage_counter(), CounterRaised(state.counter + 1)
+            case SpendUpdate(update_id):
+                return state.stage_spend(update_id), UpdateSpent(state.counter + 1)
+            case DropUpdate():
+                state.drop_update()
+            case Train():
+                assert self._training is not None
+                self._training.start(client, effect)
+            case StopTraining():
+                assert self._training is not None
+                self._training.stop(client)
+            case FollowLog(offset):
+                self._follow(offset)
+            case Publish() | Settle() | Append() | Note():
+                effects.append(effect)
+        return None
+
+    def _follow(self, offset: int) -> None:
+        if not self._following:
+            self._following = True
+            self._transport.consume(log_queue(self._names, 0), prefetch=LOG_PREFETCH, start=offset)
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Note):
+                self.telemetry.note(effect)
+        self._outgoing.carry_out(effect for effect in effects if not isinstance(effect, Note))
+
+
+class _Sequence:
+    """Numbers that rise with every call and over restarts, as long as the wall clock does not go back."""
+
+    def __init__(self, clock_us: Callable[[], int]) -> None:
+        self._clock_us = clock_us
+        self._last = 0
+
+    def __call__(self) -> int:
+        self._last = max(self._last + 1, self._clock_us())
+        return self._last
+
+
+def check_layout(workload: Workload, plan: Plan) -> None:
+    """
+    Raises:
+        PlanError: this worker's model has other parameters than the plan's.
+    """
+    if layout_of(workload.model()).digest().hex() != plan.layout_digest:
+        raise PlanError(f"the model of {plan.workload!r} has other parameters here than in the plan")

@@ -1,0 +1,37 @@
+"""What an operator of a worker decides: whom it serves, where its state and data are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from shared.settings import ProcessSettings
+
+
+class WorkerSettings(ProcessSettings):
+    """Settings of `comitia worker run`."""
+
+    site: Annotated[str, Field(description="The site whose clients this worker serves.")] = "site-1"
+    clients: Annotated[
+        list[str],
+        Field(description="Ids of the clients to serve, one seat each; empty: as many free ones as `seats`."),
+    ] = Field(default_factory=list)
+    seats: Annotated[int, Field(ge=1, le=1024, description="How many clients to serve when `clients` is empty.")] = 1
+    state_dir: Annotated[
+        Path, Field(description="Holds one state directory per client; back it up never, lose it never.")
+    ] = Path("state")
+    data_dir: Annotated[
+        Path | None, Field(description="Where clients keep their data, handed to the workload as data_dir/<client>.")
+    ] = None
+    workload: Annotated[
+        str, Field(description="The workload that this worker agrees to run; the plan must name the same.")
+    ] = "digits"
+    torch_threads: Annotated[int, Field(ge=1, description="Threads of torch for training.")] = 1
+    drain_s: Annotated[
+        float, Field(ge=0, le=600, description="After SIGTERM, how long to wait for a group in progress (seconds).")
+    ] = 20.0
+    seed: Annotated[
+        int | None, Field(ge=0, description="Makes training and rounding repeatable (for experiments only).")
+    ] = None

@@ -1,0 +1,136 @@
+"""Runs the training of all seats of a process, outside the protocol's thread."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from shared.errors import ComitiaError
+from shared.plan import Plan
+from shared.workloads.port import Examples, TrainingRecipe, Workload
+from worker.events import Train, TrainingFailed, TrainingFinished
+from worker.training.plain import PlainTraining, TrainingStopped
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A run ended; for whom, and how."""
+
+    client: str
+    outcome: TrainingFinished | TrainingFailed
+
+
+class Trainer:
+    """Trains one client after the other on one model object. Not thread-safe: one run at a time."""
+
+    def __init__(
+        self, workload: Workload, plan: Plan, data_path: Callable[[str], Path | None], seed: int | None
+    ) -> None:
+        """
+        Args:
+            workload: model and data.
+            plan: says how to train.
+            data_path: where a client keeps its data, None if the workload knows.
+            seed: makes runs repeatable; None draws from the operating system.
+
+        Raises:
+            WorkloadError: the plan's optimizer does not exist, or the model cannot be made.
+        """
+        training = plan.training
+        recipe = TrainingRecipe(
+            optimizer=training.optimizer.name,
+            options=training.optimizer.options,
+            batch_size=training.batch_size,
+            local_epochs=training.local_epochs,
+        )
+        self._workload = workload
+        self._training = PlainTraining(workload.loss, recipe)
+        self._model: nn.Module = workload.model()
+        self._data_path = data_path
+        self._datasets: dict[str, Examples] = {}
+        self._seed = seed
+
+    def run(self, client: str, order: Train, should_stop: Callable[[], bool]) -> Trained | None:
+        """Train once. Whatever goes wrong in a user's model or data is a `TrainingFailed`; None if it was stopped."""
+        try:
+            if client not in self._datasets:
+                self._datasets[client] = self._workload.client_data(client, self._data_path(client))
+            outcome = self._training.train(
+                self._model, self._datasets[client], order.weights, self._run_seed(client, order), should_stop
+            )
+        except TrainingStopped:
+            return None
+        except ComitiaError as error:
+            return Trained(client, TrainingFailed(order.task, str(error)))
+        except Exception as error:  # noqa: BLE001 - a workload is foreign code: its failure is this client's alone
+            return Trained(client, TrainingFailed(order.task, f"{type(error).__name__}: {error}"))
+        finished = TrainingFinished(order.task, outcome.update, outcome.num_examples, dict(outcome.metrics))
+        return Trained(client, finished)
+
+    def _run_seed(self, client: str, order: Train) -> int:
+        if self._seed is None:
+            return secrets.randbits(63)
+        text = f"{self._seed}/{client}/{order.task.version}/{order.task.attempt}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+class TrainingThread:
+    """One thread that runs the seats' training in the order in which it was asked for."""
+
+    def __init__(self, trainer: Trainer, deliver: Callable[[Trained], None]) -> None:
+        self._trainer = trainer
+        self._deliver = deliver
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
+        self._stops: dict[str, threading.Event] = {}
+
+    def start(self, client: str, order: Train) -> None:
+        """Queue a run; an older one of this client is given up."""
+        self.stop(client)
+        stop = self._stops[client] = threading.Event()
+        self._executor.submit(self._run, client, order, stop)
+
+    def stop(self, client: str) -> None:
+        """Give this client's run up, if there is one."""
+        stop = self._stops.pop(client, None)
+        if stop is not None:
+            stop.set()
+
+    def close(self) -> None:
+        """Give all runs up and wait for the one in progress to notice."""
+        for client in list(self._stops):
+            self.stop(client)
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self, client: str, order: Train, stop: threading.Event) -> None:
+        if stop.is_set():
+            return
+        trained = self._trainer.run(client, order, stop.is_set)
+        if trained is not None and not stop.is_set():
+            self._deliver(trained)
+
+
+class InlineTraining:
+    """Training in the caller's thread, for simulations: the outcome is there when `start` returns."""
+
+    def __init__(self, trainer: Trainer, deliver: Callable[[Trained], None]) -> None:
+        self._trainer = trainer
+        self._deliver = deliver
+
+    def start(self, client: str, order: Train) -> None:
+        """Train now."""
+        trained = self._trainer.run(client, order, lambda: False)
+        if trained is not None:
+            self._deliver(trained)
+
+    def stop(self, client: str) -> None:
+        """Nothing runs between two calls of `start`."""
+
+    def close(self) -> None:
+        """Nothing is held."""
