@@ -1,0 +1,6 @@
+"""Brokers on demand: find a RabbitMQ, or start one that goes away with this process."""
+
+from deploy.brokers.broker import Broker, BrokerKind
+from deploy.brokers.choose import choose_broker
+
+__all__ = ["Broker", "BrokerKind", "choose_broker"]

@@ -1,0 +1,49 @@
+"""The `comitia` command: every subcommand in one place, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from dotenv import load_dotenv
+
+from coordinator.cli import coordinator
+from coordinator.settings import CoordinatorSettings
+from deploy import keys_cli
+from deploy.demo.cli import demo, doomed_worker, simulate
+from shared.errors import ComitiaError
+from shared.settings import refuse_unknown_variables
+from worker import cli as worker_cli
+from worker.settings import WorkerSettings
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Comitia: federated learning as a message-queue pipeline. Start with `comitia demo`.",
+)
+app.command()(demo)
+app.command()(simulate)
+app.command()(coordinator)
+app.add_typer(worker_cli.app, name="worker")
+app.add_typer(keys_cli.app, name="keys")
+app.command("doomed-worker", hidden=True)(doomed_worker)
+
+
+def main() -> None:
+    """Run the command line; a `ComitiaError` is one line on standard error."""
+    load_dotenv(".env")
+    try:
+        refuse_unknown_variables(os.environ, (CoordinatorSettings, WorkerSettings))
+        app(standalone_mode=True)
+    except ComitiaError as error:
+        print(f"comitia: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

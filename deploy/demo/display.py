@@ -1,0 +1,179 @@
+"""What a person sees of a run: a live table with the curve so far, then a summary."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from deploy.demo.report import Run
+
+ROWS_SHOWN = 12
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass
+class Display:
+    """Follows a run on a console; on something that is not a terminal it prints one line per version."""
+
+    console: Console
+    run: Run
+    rounds: int
+    _messages: list[str] = field(default_factory=list)
+    _live: Live | None = None
+    _shown: int = 0
+
+    def __post_init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("version"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[spark]}"),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task: TaskID = self._progress.add_task("versions", total=self.rounds, spark="")
+
+    def __enter__(self) -> Display:
+        """Begin to draw."""
+        if self.console.is_terminal:
+            self._live = Live(self._draw(), console=self.console, refresh_per_second=4)
+            self._live.__enter__()
+        else:
+            self.console.print(_HEADING)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Leave the last picture on the screen."""
+        if self._live is not None:
+            self._live.update(self._draw())
+            self._live.__exit__(*exception)
+
+    def hear(self, event: str, fields: dict[str, Any]) -> None:
+        """Show what is worth showing of a note that the run has taken in."""
+        message = _message(event, fields)
+        if message and self._live is None:
+            self.console.print(message, highlight=False)
+        elif message:
+            self._messages.append(f"{time.strftime('%H:%M:%S')}  {message}")
+        if event == "round_finished":
+            accuracies = [one["accuracy"] for one in self.run.rounds if one["accuracy"] is not None]
+            self._progress.update(self._task, completed=fields["version"], spark=sparkline(accuracies[-40:]))
+            if self._live is None:
+                self.console.print(_line(self.run.rounds[-1]), highlight=False)
+        if self._live is not None:
+            self._live.update(self._draw())
+
+    def _draw(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("version", "accuracy", "loss", "counted", "lost", "groups", "given up", "up", "down", "seconds"):
+            table.add_column(name, justify="right")
+        for one in self.run.rounds[-ROWS_SHOWN:]:
+            table.add_row(*_cells(one))
+        parts: list[RenderableType] = [table, self._progress]
+        if not self.run.rounds:
+            parts.insert(0, Text("starting the processes …", style="dim"))
+        parts += [Text(message, style="yellow") for message in self._messages[-4:]]
+        return Group(*parts)
+
+
+def print_summary(console: Console, run: Run) -> None:
+    """Print what the run came to."""
+    report = run.report()
+    final, plan = report["final"], report["plan"]
+    console.print()
+    if not run.rounds:
+        console.print("no version was made")
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    accuracies = [one["accuracy"] or 0.0 for one in run.rounds]
+    best = max(range(len(accuracies)), key=accuracies.__getitem__)
+    table.add_row("broker", f"{report['broker']['kind']} {report['broker']['version']}")
+    if run.reconnects:
+        table.add_row("reconnects", str(run.reconnects))
+    table.add_row(
+        "rule", f"{plan['aggregation']['rule']}, trim {plan['aggregation']['trim']}, groups of {plan['group_size']}"
+    )
+    table.add_row("versions", f"{final['model_version']} in {final['seconds']:.1f} s")
+    accuracy, loss = final["accuracy"], final["loss"]
+    if accuracy is not None:
+        table.add_row(
+            "accuracy", f"{accuracy:.2%} (best {accuracies[best]:.2%} at version {run.rounds[best]['version']})"
+        )
+    if loss is not None:
+        table.add_row("loss", f"{loss:.4f}")
+    up, dense = final["bytes_up_per_update"], final["bytes_dense_per_update"]
+    if up:
+        table.add_row("per update", f"{_bytes(up)} sent, {_bytes(dense)} if dense: {dense / up:.1f} times fewer")
+    for lost in report["clients"]:
+        table.add_row("lost", f"{lost['id']} at version {lost['lost_version']}, last seen: {lost['lost_phase']}")
+    table.add_row("weights", f"sha256 {final['weights_sha256']}")
+    console.print(table)
+
+
+def sparkline(values: list[float]) -> str:
+    """Values of 0 to 1 as a line of little bars."""
+    top = len(_SPARKS) - 1
+    return "".join(_SPARKS[min(top, max(0, round(value * top)))] for value in values)
+
+
+_HEADING = "version  accuracy    loss  counted  lost  groups  given up        up      down  seconds"
+
+
+def _line(one: dict[str, Any]) -> str:
+    widths = (7, 8, 6, 7, 4, 6, 8, 8, 8, 7)
+    return "  ".join(cell.rjust(width) for cell, width in zip(_cells(one), widths, strict=True))
+
+
+def _cells(one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(one["version"]),
+        "-" if one["accuracy"] is None else f"{one['accuracy']:.2%}",
+        "-" if one["loss"] is None else f"{one['loss']:.3f}",
+        str(one["clients_counted"]),
+        str(one["clients_lost"]),
+        str(one["groups"]),
+        str(one["groups_given_up"]),
+        _bytes(one["bytes_up"]),
+        _bytes(one["bytes_down"]),
+        f"{one['seconds']:.2f}",
+    )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _message(event: str, fields: dict[str, Any]) -> str:
+    match event:
+        case "client_lost":
+            return f"{fields['client']} lost at version {fields['version']}, last seen: {fields['phase']}"
+        case "group_given_up":
+            return f"group {fields['group']} given up: {fields['reason']} ({', '.join(fields['clients'])})"
+        case "group_rejected":
+            return f"group {fields['group']} rejected: {fields['reason']}"
+        case "draw_void":
+            return f"draw void: {fields['reason']}"
+        case "waiting_for_clients":
+            return f"waiting: {fields['offers']} offers, {fields['needed']} needed, {fields['live']} clients live"
+        case "disconnected":
+            return f"broker lost: {fields['reason']}"
+        case "connected" if fields["reconnects"]:
+            return f"broker is back (reconnect {fields['reconnects']})"
+        case "client_training_failed":
+            return f"{fields['client']} cannot train: {fields['reason']}"
+        case _:
+            return ""

@@ -1,0 +1,110 @@
+"""What `comitia demo` and `comitia simulate` can be asked for, and the settings that it becomes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coordinator.settings import CoordinatorSettings
+from deploy.demo.doom import DROP_PHASES
+from shared.errors import SettingsError
+from shared.workloads.batches import example_count
+from shared.workloads.loading import load_workload
+
+CLIENTS_MAX = 1000
+ROUND_DEADLINE_S = 10.0
+GROUP_STEP_S = 5.0
+STATUS_INTERVAL_S = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """One demonstration run. `trim` None means 1 with a trimmed mean and 0 with a mean."""
+
+    broker: str = "auto"
+    workload: str = "digits"
+    clients: int = 20
+    processes: int = 4
+    rounds: int = 30
+    partition: str = "dirichlet:1.0"
+    density: float = 0.1
+    robust: str = "trimmed-mean"
+    trim: int | None = None
+    drop: int = 0
+    drop_at: str | None = None
+    seed: int = 0
+    report: Path | None = None
+    plot: Path | None = None
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            SettingsError: an option is out of bounds or contradicts another.
+        """
+        if not 1 <= self.clients <= CLIENTS_MAX:
+            raise SettingsError(f"clients: must be 1 to {CLIENTS_MAX}, not {self.clients}")
+        if not 1 <= self.processes <= self.clients:
+            raise SettingsError(f"processes: must be 1 to the number of clients ({self.clients}), not {self.processes}")
+        if not 0 <= self.drop < self.clients:
+            raise SettingsError(f"drop: must be 0 to {self.clients - 1}, not {self.drop}")
+        if self.drop_at is not None and self.drop_at not in DROP_PHASES:
+            raise SettingsError(f"drop-at: must be one of {', '.join(DROP_PHASES)}, not {self.drop_at!r}")
+        if self.drop_at is not None and not self.drop:
+            raise SettingsError("drop-at has no effect without drop; add --drop K")
+        if self.drop and self.rounds < 3:
+            raise SettingsError("drop: clients are dropped at version rounds/3; use at least 3 rounds")
+        for name, path in (("report", self.report), ("plot", self.plot)):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise SettingsError(f"{name}: there is no directory {path.absolute().parent}")
+
+    @property
+    def workload_options(self) -> dict[str, Any]:
+        """Options of the built-in workloads; a workload from outside has its own defaults."""
+        if ":" in self.workload:
+            return {}
+        return {"partition": self.partition, "clients": self.clients, "seed": self.seed}
+
+    @property
+    def drop_version(self) -> int:
+        """The version at which clients are killed."""
+        return self.rounds // 3
+
+    def doomed(self, clients: tuple[str, ...]) -> dict[str, str]:
+        """The clients that are to be killed, the last ones, and the phase of each."""
+        phases = (self.drop_at,) if self.drop_at else DROP_PHASES
+        chosen = clients[len(clients) - self.drop :]
+        return {client: phases[i % len(phases)] for i, client in enumerate(chosen)}
+
+    def coordinator_environment(self, clients: tuple[str, ...]) -> dict[str, str]:
+        """Environment variables that give a coordinator this run's plan.
+
+        Raises:
+            WorkloadError: the workload cannot be loaded.
+        """
+        workload = load_workload(self.workload, self.workload_options)
+        trim = self.trim if self.trim is not None else int(self.robust != "mean")
+        dense = self.density == 1.0
+        most = max(example_count(workload.client_data(client, None)) for client in clients)
+        sections = {
+            "CODEC": {"selection": "dense" if dense else "random", "density": self.density},
+            "AGGREGATION": {"rule": self.robust, "trim": trim},
+            "ROUND": {
+                "rounds": self.rounds,
+                "min_clients": len(clients),
+                "round_deadline_s": ROUND_DEADLINE_S,
+                "group_step_s": GROUP_STEP_S,
+                "status_interval_s": STATUS_INTERVAL_S,
+            },
+            "WORKLOAD_OPTIONS": self.workload_options,
+        }
+        variables = {f"COMITIA_{name}": json.dumps(section) for name, section in sections.items()}
+        return variables | {"COMITIA_WORKLOAD": self.workload, "COMITIA_WEIGHT_RECORDS_MAX": str(max(1, most))}
+
+
+def settings_from(variables: dict[str, str], **given: Any) -> CoordinatorSettings:
+    """Settings as a coordinator process would read them from these variables."""
+    values = {name.removeprefix("COMITIA_").lower(): value for name, value in variables.items()}
+    decoded = {name: json.loads(value) if value.startswith("{") else value for name, value in values.items()}
+    return CoordinatorSettings.load(None, **decoded, **given)

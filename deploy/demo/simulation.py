@@ -1,0 +1,188 @@
+"""A whole federation in one process: the real machines and codecs on the in-process broker, under a virtual clock.
+
+There is no thread. A round trip takes no virtual time; deadlines pass as soon as nothing else can happen.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from coordinator.events import EvaluationFinished
+from coordinator.output import Evaluator, InlineOutput
+from coordinator.service import TICK_S, CoordinatorService
+from coordinator.settings import plan_of
+from deploy.demo.doom import Doom, DoomedTraining, DoomedTransport
+from deploy.demo.options import DemoOptions, settings_from
+from deploy.federation_keys import FederationKeys, make_federation_keys
+from shared.codec.flatten import read_weights
+from shared.crypto.signing import load_signing_key
+from shared.effects import Note, note
+from shared.errors import ComitiaError
+from shared.inbox import Inbox
+from shared.plan import Plan
+from shared.telemetry import Telemetry
+from shared.transport.memory import MemoryBroker, MemoryTransport
+from shared.transport.port import Transport, TransportEvent
+from shared.workloads.loading import load_workload
+from worker.keystore import identity_key
+from worker.service import Identity, Training, WorkerService
+from worker.state import ClientState
+from worker.storage import MemoryStorage
+from worker.trainer import InlineTraining, Trained, Trainer
+
+FEDERATION = "simulation"
+STALLED_TICKS_MAX = 100_000
+
+
+class Stalled(ComitiaError):
+    """A simulation in which nothing happens any more."""
+
+    exit_code = 1
+
+
+WorkerInbox = Inbox[TransportEvent | Trained]
+CoordinatorInbox = Inbox[TransportEvent | EvaluationFinished]
+
+
+@dataclass
+class _Process:
+    service: WorkerService
+    inbox: WorkerInbox
+    seat: MemoryTransport
+    dies_at: float = math.inf
+
+
+@dataclass
+class Simulation:
+    """Coordinator, workers and broker of one run; `run` yields what the coordinator notes."""
+
+    options: DemoOptions
+    now: float = 1.0
+    _notes: list[Note] = field(default_factory=list)
+
+    def run(self) -> Iterator[Note]:
+        """Run to the end of the planned rounds.
+
+        Raises:
+            ComitiaError: the options cannot be run, or the run stalled.
+        """
+        with tempfile.TemporaryDirectory(prefix="comitia-") as folder:
+            keys = make_federation_keys(Path(folder) / "federation", FEDERATION, self.options.clients)
+            self._broker = MemoryBroker(lambda: self.now)
+            coordinator, inbox = self._make_coordinator(keys)
+            processes = [self._make_process(keys, *share) for share in shares(self.options, keys.clients)]
+            coordinator.start()
+            for process in processes:
+                process.service.start()
+            yield from self._drive(coordinator, inbox, processes)
+
+    def _drive(
+        self, coordinator: CoordinatorService, inbox: CoordinatorInbox, processes: list[_Process]
+    ) -> Iterator[Note]:
+        idle = 0
+        while coordinator.finished is None:
+            items = inbox.take(0)
+            coordinator.step(items, self.now)
+            busy = bool(items)
+            for process in list(processes):
+                if self.now >= process.dies_at:
+                    self._broker.crash(process.seat)
+                    processes.remove(process)
+                    continue
+                arrived = process.inbox.take(0)
+                busy = busy or bool(arrived)
+                process.service.step(arrived, self.now)
+            yield from self._take_notes()
+            idle = 0 if busy else idle + 1
+            if idle > STALLED_TICKS_MAX:
+                raise Stalled(f"nothing has happened for {STALLED_TICKS_MAX * TICK_S:.0f} simulated seconds")
+            if not busy:
+                self.now += TICK_S
+        yield from self._take_notes()
+        yield self._summary(coordinator)
+
+    def _summary(self, coordinator: CoordinatorService) -> Note:
+        chain = coordinator.log.chain
+        assert chain is not None
+        return note(
+            "coordinator_stopped",
+            finished=True,
+            version=chain.version,
+            weights_sha256=chain.weights_sha256.hex(),
+            counts=dict(coordinator.telemetry.counts),
+        )
+
+    def _hear(self, taken: Note) -> None:
+        self._notes.append(taken)
+
+    def _take_notes(self) -> Iterator[Note]:
+        notes, self._notes = self._notes, []
+        yield from notes
+
+    def _make_coordinator(self, keys: FederationKeys) -> tuple[CoordinatorService, CoordinatorInbox]:
+        settings = settings_from(self.options.coordinator_environment(keys.clients))
+        workload = load_workload(settings.workload, settings.workload_options)
+        plan = plan_of(settings, keys.directory, workload)
+        inbox: CoordinatorInbox = Inbox()
+        service = CoordinatorService(
+            plan,
+            keys.directory,
+            load_signing_key(keys.coordinator_key_file),
+            MemoryTransport(self._broker, inbox.put, name="coordinator"),
+            read_weights(workload.model()),
+            InlineOutput(Evaluator(workload), None, lambda finished: inbox.put([finished])),
+            session=secrets.token_bytes(16),
+            telemetry=Telemetry(self._hear, process="coordinator"),
+        )
+        self._notes.append(note("coordinator_started", broker="in-process", plan=plan.model_dump(mode="json")))
+        return service, inbox
+
+    def _make_process(self, keys: FederationKeys, clients: tuple[str, ...], phase: str | None) -> _Process:
+        inbox: WorkerInbox = Inbox()
+        seat = MemoryTransport(self._broker, inbox.put, name=clients[0])
+        transport: Transport = seat
+        doom: Doom | None = None
+        if phase is not None:
+            doom = Doom(phase, self.options.drop_version, lambda delay_s: self._end_later(process, delay_s))
+            transport = DoomedTransport(seat, doom)
+        directory = keys.directory
+        client_keys = {client: identity_key(keys.client_key_directory, client, directory) for client in clients}
+        service = WorkerService(
+            Identity(directory, directory.clients[clients[0]].site, f"w-{clients[0]}", client_keys),
+            {
+                client: ClientState(MemoryStorage(), client=client, federation=directory.federation_id)
+                for client in clients
+            },
+            transport,
+            lambda plan: self._make_training(plan, inbox, doom),
+            rounding=np.random.default_rng([self.options.seed, len(client_keys), *clients[0].encode()]),
+            clock_us=lambda: int(self.now * 1e6),
+            telemetry=Telemetry(lambda _: None, process="worker"),
+        )
+        process = _Process(service, inbox, seat)
+        return process
+
+    def _end_later(self, process: _Process, delay_s: float) -> None:
+        process.dies_at = self.now + delay_s
+
+    def _make_training(self, plan: Plan, inbox: WorkerInbox, doom: Doom | None) -> Training:
+        workload = load_workload(plan.workload, plan.workload_options)
+        trainer = Trainer(workload, plan, lambda _: None, self.options.seed)
+        training: Training = InlineTraining(trainer, lambda trained: inbox.put([trained]))
+        return training if doom is None else DoomedTraining(training, doom)
+
+
+def shares(options: DemoOptions, clients: tuple[str, ...]) -> list[tuple[tuple[str, ...], str | None]]:
+    """Who is served by which process: the shared ones, then one process per doomed client with its phase."""
+    doomed = options.doomed(clients)
+    healthy = [client for client in clients if client not in doomed]
+    processes = min(options.processes, len(healthy))
+    shared: list[tuple[tuple[str, ...], str | None]] = [(tuple(healthy[i::processes]), None) for i in range(processes)]
+    return [*shared, *(((client,), phase) for client, phase in doomed.items())]

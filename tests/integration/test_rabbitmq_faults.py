@@ -1,0 +1,243 @@
+"""Does the RabbitMQ adapter keep its promises on a bad network and against a broker that says no?"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import pika
+import pytest
+
+from shared.errors import BrokerUnavailable
+from shared.transport.port import Connected, Disconnected, Queue, QueueKind, Refused
+from shared.transport.rabbitmq import BrokerSettings, RabbitMqTransport
+from tests.contracts.bench import Recorder
+from tests.contracts.tcp_proxy import TcpProxy
+
+COUNT = 2000
+Opener = Callable[..., tuple[RabbitMqTransport, Recorder]]
+
+
+@pytest.fixture
+def proxy(rabbitmq_url: str) -> Iterator[TcpProxy]:
+    """A network between the client and the broker."""
+    parts = urlsplit(rabbitmq_url)
+    assert parts.hostname
+    network = TcpProxy((parts.hostname, parts.port or 5672))
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def queue(rabbitmq_url: str) -> Iterator[Queue]:
+    """A durable queue of this test's own, reached by its name over the nameless exchange."""
+    queue = Queue(name=f"faults.{uuid.uuid4()}", kind=QueueKind.QUORUM)
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare(queue.name, durable=True, arguments=queue.declared_arguments)
+        yield queue
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        connection.channel().queue_delete(queue.name)
+
+
+def through(rabbitmq_url: str, port: int, password: str | None = None) -> str:
+    """The broker's URL by way of a local port."""
+    parts = urlsplit(rabbitmq_url)
+    user = parts.username or "guest"
+    return parts._replace(netloc=f"{user}:{password or parts.password or 'guest'}@127.0.0.1:{port}").geturl()
+
+
+@pytest.fixture
+def opened() -> Iterator[Opener]:
+    """Opens transports and closes them at the end."""
+    transports = []
+
+    def open_one(*urls: str, heartbeat_s: int = 8, start_timeout_s: float = 30) -> tuple[RabbitMqTransport, Recorder]:
+        recorder = Recorder()
+        settings = BrokerSettings(urls=urls, heartbeat_s=heartbeat_s, start_timeout_s=start_timeout_s)
+        transports.append(RabbitMqTransport(settings, recorder, name="faults"))
+        return transports[-1], recorder
+
+    yield open_one
+    for transport in transports:
+        transport.close(0)
+
+
+def disturb(proxy: TcpProxy, stop: threading.Event) -> None:
+    """Cut the network now and then, half of the times silently first."""
+    dice = random.Random(1)
+    while not stop.wait(dice.uniform(0.01, 0.15)):
+        if dice.random() < 0.5:
+            proxy.stall()
+            stop.wait(0.1)
+        proxy.reset()
+        proxy.flow()
+
+
+def test_no_message_is_lost_and_the_order_holds_when_the_network_is_cut_again_and_again(
+    rabbitmq_url: str, proxy: TcpProxy, queue: Queue, opened: Opener
+) -> None:
+    publisher, published = opened(through(rabbitmq_url, proxy.port))
+    consumer, consumed = opened(rabbitmq_url)
+    bodies = [b"%d" % number for number in range(COUNT)]
+    stop = threading.Event()
+    vandal = threading.Thread(target=disturb, args=(proxy, stop))
+    publisher.connect()
+
+    vandal.start()
+    for number, body in enumerate(bodies):
+        publisher.publish("", queue.name, body)
+        if number % 20 == 0:
+            time.sleep(0.01)
+    stop.set()
+    vandal.join()
+    published.wait_settled(COUNT)
+    consumer.consume(queue, prefetch=2 * COUNT)
+    consumed.wait(lambda: len({delivery.body for delivery in consumed.deliveries(queue)}) == COUNT, "all messages")
+
+    assert list(dict.fromkeys(delivery.body for delivery in consumed.deliveries(queue))) == bodies
+    assert len(published.of(Disconnected)) >= 2
+    assert not published.of(Refused)
+
+
+def test_every_message_is_consumed_when_the_network_is_cut_again_and_again(
+    rabbitmq_url: str, proxy: TcpProxy, queue: Queue, opened: Opener
+) -> None:
+    publisher, published = opened(rabbitmq_url)
+    consumer, consumed = opened(through(rabbitmq_url, proxy.port))
+    for number in range(COUNT):
+        publisher.publish("", queue.name, b"%d" % number)
+    published.wait_settled(COUNT)
+    stop = threading.Event()
+    vandal = threading.Thread(target=disturb, args=(proxy, stop))
+
+    vandal.start()
+    consumer.consume(queue, prefetch=50)
+    settled = 0
+    while len({delivery.body for delivery in consumed.deliveries(queue)}) < COUNT:
+        for delivery in consumed.wait_deliveries(queue, settled + 1)[settled:]:
+            consumer.settle(delivery)
+            settled += 1
+        if settled > COUNT // 2:
+            stop.set()
+    vandal.join()
+    for delivery in consumed.deliveries(queue)[settled:]:
+        consumer.settle(delivery)
+    consumer.close()
+
+    assert len(consumed.of(Disconnected)) >= 1
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        channel = connection.channel()
+        deadline = time.monotonic() + 30
+        while (left := channel.queue_declare(queue.name, passive=True).method.message_count) > 0:
+            # Only what was under way when the last cut came may be left, and it is redelivered.
+            method, _, body = channel.basic_get(queue.name, auto_ack=True)
+            assert method is None or (method.redelivered and int(body) < COUNT), left
+            assert time.monotonic() < deadline
+
+
+@pytest.mark.slow
+def test_a_silent_network_is_noticed_by_missing_heartbeats(
+    rabbitmq_url: str, proxy: TcpProxy, queue: Queue, opened: Opener
+) -> None:
+    transport, events = opened(through(rabbitmq_url, proxy.port), heartbeat_s=1)
+    transport.connect()
+
+    proxy.stall()
+    transport.publish("", queue.name, b"into the dark")
+    events.wait_for(Disconnected)
+    proxy.reset()
+    proxy.flow()
+    events.wait_settled(1)
+
+    events.wait(lambda: events.of(Connected)[-1].reconnects > 0)
+
+
+def test_the_next_host_of_the_list_takes_over(rabbitmq_url: str, proxy: TcpProxy, queue: Queue, opened: Opener) -> None:
+    transport, events = opened(through(rabbitmq_url, proxy.port), rabbitmq_url)
+    transport.connect()
+
+    proxy.refuse()
+    proxy.reset()
+    events.wait_for(Disconnected)
+    transport.publish("", queue.name, b"elsewhere")
+
+    events.wait_settled(1)
+
+
+def test_an_unreachable_broker_is_named_with_what_to_do(opened: Opener) -> None:
+    nobody = TcpProxy(("127.0.0.1", 9))
+    nobody.close()
+    transport, _ = opened(f"amqp://user:s3cr3t-word@127.0.0.1:{nobody.port}/", start_timeout_s=0.5)
+
+    with pytest.raises(BrokerUnavailable, match=rf"127\.0\.0\.1:{nobody.port}.*check that RabbitMQ runs") as caught:
+        transport.connect()
+
+    assert "s3cr3t-word" not in str(caught.value)
+
+
+def test_a_refused_password_fails_at_once_and_is_shown_nowhere(
+    rabbitmq_url: str, opened: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    port = urlsplit(rabbitmq_url).port or 5672
+    transport, events = opened(through(rabbitmq_url, port, "s3cr3t-word"), start_timeout_s=30)
+
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match="check user, password") as caught:
+        transport.connect()
+    transport.close()
+
+    assert time.monotonic() - began < 25
+    assert "s3cr3t-word" not in str(caught.value)
+    assert "s3cr3t-word" not in caplog.text
+    assert not events.of(Connected)
+
+
+def test_a_publish_that_is_not_permitted_is_refused_and_the_others_go_on(
+    rabbitmq_url: str, queue: Queue, opened: Opener
+) -> None:
+    # Nobody may publish to an internal exchange: the broker answers as to a user without the right to write.
+    forbidden = f"forbidden.{uuid.uuid4()}"
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
+        connection.channel().exchange_declare(forbidden, "fanout", internal=True)
+        transport, events = opened(rabbitmq_url)
+
+        refused = set()
+        for number in range(50):
+            if number % 10 == 5:
+                refused.add(transport.publish(forbidden, "", b"no"))
+            else:
+                transport.publish("", queue.name, b"%d" % number)
+        events.wait_settled(50)
+        connection.channel().exchange_delete(forbidden)
+    transport.consume(queue, prefetch=1000)
+    allowed = [b"%d" % number for number in range(50) if number % 10 != 5]
+    events.wait(lambda: len({delivery.body for delivery in events.deliveries(queue)}) == len(allowed))
+
+    assert {event.sequence for event in events.of(Refused)} == refused
+    assert list(dict.fromkeys(delivery.body for delivery in events.deliveries(queue))) == allowed
+
+
+@pytest.mark.parametrize("state", ["connecting", "stalled", "refused"])
+def test_close_ends_also_when_the_broker_does_not_answer(
+    rabbitmq_url: str, proxy: TcpProxy, queue: Queue, opened: Opener, state: str
+) -> None:
+    transport, _ = opened(through(rabbitmq_url, proxy.port))
+    if state == "refused":
+        proxy.refuse()
+    if state != "connecting":
+        transport.connect() if state == "stalled" else proxy.reset()
+        proxy.stall()
+    transport.publish("", queue.name, b"unconfirmed")
+
+    transport.close(0.2)
+
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("faults-")]
+    with pytest.raises(BrokerUnavailable):
+        transport.publish("", queue.name, b"too late")
