@@ -26,11 +26,11 @@ from worker.service import Identity, Training, WorkerService, check_layout
 from worker.settings import WorkerSettings
 from worker.state import ClientState
 from worker.storage import DirectoryStorage
-from worker.trainer import Trained, Trainer, TrainingThread
+from worker.trainer import Deliver, Trained, Trainer, TrainingThread
 
 WAKE_MAX_S = 1.0
 
-MakeTraining = Callable[[Trainer, Callable[[Trained], None]], Training]
+MakeTraining = Callable[[Trainer, Deliver], Training]
 
 
 def run_worker(
@@ -59,7 +59,7 @@ def run_worker(
     inbox: Inbox[TransportEvent | Trained] = Inbox()
 
     def prepare(plan: Plan) -> Training:
-        return make_training(make_trainer(settings, plan), lambda trained: inbox.put([trained]))
+        return make_training(make_trainer(settings, plan), inbox.put)
 
     with StopSignal() as stop:
         transport: Transport = wrap_transport(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ class Trained:
 
     client: str
     outcome: TrainingFinished | TrainingFailed
+
+
+Deliver = Callable[[Sequence[Trained]], None]
+
+TOGETHER_S = 0.01
 
 
 class Trainer:
@@ -82,18 +88,27 @@ class Trainer:
 
 
 class TrainingThread:
-    """One thread that runs the seats' training in the order in which it was asked for."""
+    """One thread that runs the seats' training in the order in which it was asked for.
 
-    def __init__(self, trainer: Trainer, deliver: Callable[[Trained], None]) -> None:
+    Results of short runs are handed over together: each hand-over costs the protocol's thread a turn, a wake-up and a
+    message of its own. A result waits for the next run at most `TOGETHER_S`.
+    """
+
+    def __init__(self, trainer: Trainer, deliver: Deliver) -> None:
         self._trainer = trainer
         self._deliver = deliver
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
         self._stops: dict[str, threading.Event] = {}
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._kept: list[tuple[Trained, threading.Event]] = []
 
     def start(self, client: str, order: Train) -> None:
         """Queue a run; an older one of this client is given up."""
         self.stop(client)
         stop = self._stops[client] = threading.Event()
+        with self._lock:
+            self._waiting += 1
         self._executor.submit(self._run, client, order, stop)
 
     def stop(self, client: str) -> None:
@@ -109,17 +124,28 @@ class TrainingThread:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _run(self, client: str, order: Train, stop: threading.Event) -> None:
-        if stop.is_set():
-            return
-        trained = self._trainer.run(client, order, stop.is_set)
-        if trained is not None and not stop.is_set():
-            self._deliver(trained)
+        trained = None if stop.is_set() else self._trainer.run(client, order, stop.is_set)
+        with self._lock:
+            self._waiting -= 1
+            last, first = self._waiting == 0, not self._kept
+            if trained is not None:
+                self._kept.append((trained, stop))
+        if last:
+            self._hand_over()
+        elif first and trained is not None:
+            threading.Timer(TOGETHER_S, self._hand_over).start()
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            kept, self._kept = self._kept, []
+        if kept:
+            self._deliver([trained for trained, stop in kept if not stop.is_set()])
 
 
 class InlineTraining:
     """Training in the caller's thread, for simulations: the outcome is there when `start` returns."""
 
-    def __init__(self, trainer: Trainer, deliver: Callable[[Trained], None]) -> None:
+    def __init__(self, trainer: Trainer, deliver: Deliver) -> None:
         self._trainer = trainer
         self._deliver = deliver
 
@@ -127,7 +153,7 @@ class InlineTraining:
         """Train now."""
         trained = self._trainer.run(client, order, lambda: False)
         if trained is not None:
-            self._deliver(trained)
+            self._deliver([trained])
 
     def stop(self, client: str) -> None:
         """Nothing runs between two calls of `start`."""

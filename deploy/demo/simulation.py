@@ -175,7 +175,7 @@ class Simulation:
     def _make_training(self, plan: Plan, inbox: WorkerInbox, doom: Doom | None) -> Training:
         workload = load_workload(plan.workload, plan.workload_options)
         trainer = Trainer(workload, plan, lambda _: None, self.options.seed)
-        training: Training = InlineTraining(trainer, lambda trained: inbox.put([trained]))
+        training: Training = InlineTraining(trainer, inbox.put)
         return training if doom is None else DoomedTraining(training, doom)
 
 
