@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 
-from deploy.brokers import BrokerKind, choose_broker
+from deploy.brokers import Broker, BrokerKind, choose_broker
 from deploy.demo.display import Display, print_summary
 from deploy.demo.doom import Doom, DoomedTraining, DoomedTransport
-from deploy.demo.options import DemoOptions
+from deploy.demo.options import DemoOptions, takes_options
 from deploy.demo.processes import Processes, keep_recent
 from deploy.demo.report import Run, write_plot, write_report
 from deploy.demo.simulation import Simulation
@@ -33,66 +35,21 @@ RUNS_KEPT = 5
 
 Notes = Iterator[tuple[str, dict[str, Any]] | None]
 
-_Workload = Annotated[str, typer.Option(help="A built-in workload (digits) or package.module:object.")]
-_Clients = Annotated[int, typer.Option(help="How many clients hold a share of the data.")]
-_Processes = Annotated[int, typer.Option(help="How many worker processes serve them.")]
-_Rounds = Annotated[int, typer.Option(help="How many model versions to make.")]
-_Partition = Annotated[str, typer.Option(help="How the data are shared out: iid or dirichlet:ALPHA.")]
-_Density = Annotated[float, typer.Option(help="Share of the coordinates in one update; 1 is dense.")]
-_Robust = Annotated[str, typer.Option(help="How group means become one: trimmed-mean or mean.")]
-_Trim = Annotated[
-    int | None, typer.Option(help="Groups trimmed at each end of each coordinate.", show_default="1; 0 with mean")
-]
-_Drop = Annotated[int, typer.Option(help="How many clients are killed at version ROUNDS/3.")]
-_DropAt = Annotated[
-    str | None, typer.Option(help="Where they are: training, offer or words.", show_default="one after the other")
-]
-_Seed = Annotated[int, typer.Option(help="Of the partition, the initial weights, training and rounding.")]
-_Report = Annotated[Path | None, typer.Option(help="Write a JSON report to this file.", show_default=False)]
-_Plot = Annotated[Path | None, typer.Option(help="Draw the curves to this PNG file.", show_default=False)]
 
-
+@takes_options
 def demo(
+    options: DemoOptions,
     broker: Annotated[
         str, typer.Option(help="auto, memory, or an AMQP URL.", show_default="the settings' URL, else auto")
     ] = "",
-    workload: _Workload = "digits",
-    clients: _Clients = 20,
-    processes: _Processes = 4,
-    rounds: _Rounds = 30,
-    partition: _Partition = "dirichlet:1.0",
-    density: _Density = 0.1,
-    robust: _Robust = "trimmed-mean",
-    trim: _Trim = None,
-    drop: _Drop = 0,
-    drop_at: _DropAt = None,
-    seed: _Seed = 0,
-    report: _Report = None,
-    plot: _Plot = None,
 ) -> None:
     """Train one model with many clients over RabbitMQ, on this machine, and watch.
 
     Starts a broker if needed, then one coordinator and some worker processes, and ends all of them.
     """
-    options = DemoOptions(
-        workload=workload,
-        clients=clients,
-        processes=min(processes, clients),
-        rounds=rounds,
-        partition=partition,
-        density=density,
-        robust=robust,
-        trim=trim,
-        drop=drop,
-        drop_at=drop_at,
-        seed=seed,
-        report=report,
-        plot=plot,
-    )
     console = Console()
     requested = broker or _url_of_settings() or "auto"
-    with choose_broker(requested, PROJECT_DIR / "broker", say=lambda line: console.print(line, style="dim")) as chosen:
-        console.print(f"broker: {chosen.reason}", highlight=False)
+    with _sigterm_ends_in_order(), _broker(requested, console) as chosen:
         run = Run(chosen.kind.value, chosen.version)
         if chosen.kind is BrokerKind.MEMORY:
             follow(console, options, run, _simulated(options))
@@ -100,41 +57,13 @@ def demo(
         runs = (PROJECT_DIR / "demo").absolute()
         keep_recent(runs, RUNS_KEPT - 1)
         with Processes(options, chosen, runs / time.strftime("%Y%m%d-%H%M%S")) as started:
-            console.print(f"logs: {started.directory}", style="dim", highlight=False)
+            console.print(f"logs: {started.directory}", style="dim", highlight=False, soft_wrap=True)
             follow(console, options, run, _logged(started))
 
 
-def simulate(
-    workload: _Workload = "digits",
-    clients: _Clients = 20,
-    processes: _Processes = 4,
-    rounds: _Rounds = 30,
-    partition: _Partition = "dirichlet:1.0",
-    density: _Density = 0.1,
-    robust: _Robust = "trimmed-mean",
-    trim: _Trim = None,
-    drop: _Drop = 0,
-    drop_at: _DropAt = None,
-    seed: _Seed = 0,
-    report: _Report = None,
-    plot: _Plot = None,
-) -> None:
+@takes_options
+def simulate(options: DemoOptions) -> None:
     """Run the same federation in this one process, on the in-process broker and a virtual clock."""
-    options = DemoOptions(
-        workload=workload,
-        clients=clients,
-        processes=min(processes, clients),
-        rounds=rounds,
-        partition=partition,
-        density=density,
-        robust=robust,
-        trim=trim,
-        drop=drop,
-        drop_at=drop_at,
-        seed=seed,
-        report=report,
-        plot=plot,
-    )
     follow(Console(), options, Run(BrokerKind.MEMORY.value, "in-process"), _simulated(options))
 
 
@@ -179,6 +108,27 @@ class RunEnded(ComitiaError):
     """A run ended before its planned rounds were done."""
 
     exit_code = 1
+
+
+def _broker(requested: str, console: Console) -> Broker:
+    """The broker to use; one line says which, and why."""
+    chosen = choose_broker(requested, PROJECT_DIR / "broker", say=lambda line: console.print(line, style="dim"))
+    console.print(f"broker: {chosen.reason}", highlight=False, soft_wrap=True)
+    return chosen
+
+
+@contextlib.contextmanager
+def _sigterm_ends_in_order() -> Iterator[None]:
+    """SIGTERM stops what was started, as Ctrl-C does, instead of ending us on the spot."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _simulated(options: DemoOptions) -> Notes:

@@ -47,7 +47,7 @@ class Display:
             self._live = Live(self._draw(), console=self.console, refresh_per_second=4)
             self._live.__enter__()
         else:
-            self.console.print(_HEADING)
+            self.console.print(_HEADING, soft_wrap=True)
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -60,14 +60,14 @@ class Display:
         """Show what is worth showing of a note that the run has taken in."""
         message = _message(event, fields)
         if message and self._live is None:
-            self.console.print(message, highlight=False)
+            self.console.print(message, highlight=False, soft_wrap=True)
         elif message:
             self._messages.append(f"{time.strftime('%H:%M:%S')}  {message}")
         if event == "round_finished":
             accuracies = [one["accuracy"] for one in self.run.rounds if one["accuracy"] is not None]
             self._progress.update(self._task, completed=fields["version"], spark=sparkline(accuracies[-40:]))
             if self._live is None:
-                self.console.print(_line(self.run.rounds[-1]), highlight=False)
+                self.console.print(_line(self.run.rounds[-1]), highlight=False, soft_wrap=True)
         if self._live is not None:
             self._live.update(self._draw())
 

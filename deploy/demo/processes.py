@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -49,7 +50,8 @@ class Processes:
     def __enter__(self) -> Self:
         """Make keys and state directories, start everything."""
         self.directory.mkdir(parents=True)
-        federation = f"demo-{self.directory.name}"
+        # Runs that start in the same second may share a broker.
+        federation = f"demo-{self.directory.name}-{secrets.token_hex(3)}"
         keys = make_federation_keys(self.directory / "federation", federation, self.options.clients)
         environment = self._environment(keys)
         plan = self.options.coordinator_environment(keys.clients)

@@ -45,12 +45,13 @@ class Run:
         match event:
             case "coordinator_started":
                 self.plan = fields["plan"]
+                self.broker_version = fields["broker"]
             case "connected":
                 self.reconnects = max(self.reconnects, fields["reconnects"])
             case "client_lost":
                 client = fields["client"]
                 lost = {"id": client, "lost_version": fields["version"], "lost_phase": fields["phase"]}
-                self.lost.setdefault(client, lost)
+                self.lost[client] = lost
             case "client_joined":
                 self.lost.pop(fields["client"], None)
             case "round_finished":
