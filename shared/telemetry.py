@@ -24,6 +24,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 def configure_logging(log_format: LogFormat, level: LogLevel, stream: TextIO | None = None) -> None:
     """Set structlog up for this process: one line per event, to standard error unless `stream` is given."""
+    # Everything that pika reports as an error is an event of the transport, which is written below.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     renderer: structlog.typing.Processor
     if log_format == "json":
         renderer = structlog.processors.JSONRenderer(default=_readable)

@@ -89,7 +89,7 @@ def follow(console: Console, options: DemoOptions, run: Run, notes: Notes) -> No
         ComitiaError: the run failed; what there is of report and plot is written first.
     """
     try:
-        with Display(console, run, options.rounds) as display:
+        with Display(console, run, options.rounds, options.clients) as display:
             for note in notes:
                 if note is not None:
                     run.hear(*note)

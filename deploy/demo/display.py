@@ -25,9 +25,10 @@ class Display:
     console: Console
     run: Run
     rounds: int
+    clients: int
+    _joined: int = 0
     _messages: list[str] = field(default_factory=list)
     _live: Live | None = None
-    _shown: int = 0
 
     def __post_init__(self) -> None:
         self._progress = Progress(
@@ -63,6 +64,8 @@ class Display:
             self.console.print(message, highlight=False, soft_wrap=True)
         elif message:
             self._messages.append(f"{time.strftime('%H:%M:%S')}  {message}")
+        if event == "client_joined":
+            self._joined = min(self.clients, self._joined + 1)
         if event == "round_finished":
             accuracies = [one["accuracy"] for one in self.run.rounds if one["accuracy"] is not None]
             self._progress.update(self._task, completed=fields["version"], spark=sparkline(accuracies[-40:]))
@@ -79,7 +82,7 @@ class Display:
             table.add_row(*_cells(one))
         parts: list[RenderableType] = [table, self._progress]
         if not self.run.rounds:
-            parts.insert(0, Text("starting the processes …", style="dim"))
+            parts.insert(0, Text(f"starting: {self._joined} of {self.clients} clients are here", style="dim"))
         parts += [Text(message, style="yellow") for message in self._messages[-4:]]
         return Group(*parts)
 
