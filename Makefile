@@ -5,7 +5,7 @@ N ?= 8
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup broker lint test demo up down workers scale logs bench clean
+.PHONY: help setup broker lint test demo up down workers scale status logs bench clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
@@ -30,7 +30,7 @@ demo: setup broker ## train a federation on digits over RabbitMQ and watch it
 up: setup broker ## start broker, coordinator and 20 enrolled clients in the background
 	$(BIN)/comitia up $(ARGS)
 
-down: setup ## stop them
+down: setup ## stop them; ARGS=--purge removes what they learnt, too
 	$(BIN)/comitia down $(ARGS)
 
 workers: setup ## start N=8 worker processes that share out the free seats
@@ -38,6 +38,9 @@ workers: setup ## start N=8 worker processes that share out the free seats
 
 scale: setup ## change the number of worker processes to N=8
 	$(BIN)/comitia scale $(N)
+
+status: setup ## show how far the local stack is, and its processes
+	$(BIN)/comitia status
 
 logs: setup ## follow the logs of the local stack
 	$(BIN)/comitia logs $(ARGS)

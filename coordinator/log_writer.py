@@ -65,8 +65,7 @@ class LogWriter:
             entry = entry.model_copy(update={"parent": chain.head, "term": entry.term or chain.term})
         sealed = seal_entry(entry, body, self._seal)
         self._pending = sealed.digest
-        if weights is not None:
-            self.log.expect(sealed.digest, weights)
+        self.log.expect(sealed, weights)
         return sealed
 
     def snapshot(self, weights: np.ndarray) -> Append:

@@ -4,8 +4,9 @@
     ────────  ───────────────────────  ────────  ───────────────────────────────────────────────────
     reading   own mark, empty log      founding  first snapshot (term 1) with the initial weights
     reading   own mark, a chain        claiming  plan compared; term entry
-    founding  first snapshot accepted  office    -
+    founding  own snapshot accepted    office    -
     claiming  own term accepted        office    an open draw of the session before is closed (void)
+    office    another's term accepted  -         fenced: this session is over
 
 The mark is no part of the chain: it only shows where the log ended when we came, which a stream does not tell.
 """
@@ -17,7 +18,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from coordinator.log_writer import LogWriter
+from coordinator.log_writer import Fenced, LogWriter
 from shared.effects import Effect, Publish, note
 from shared.errors import PlanError
 from shared.modellog.entries import Sealer
@@ -65,18 +66,21 @@ class Office:
         return Publish(names.down, names.log, self._seal(Mark(session=session)))
 
     def handle(self, event: LogEvent) -> tuple[Effect, ...]:
-        """The one door.
+        """The one door. The writer has observed the event before.
 
         Raises:
+            Fenced: another session took over.
             PlanError: the log belongs to another plan, or cannot be continued by this version.
         """
         match self.state, event:
             case OfficeState.READING, Marked(session=session) if session == self._session:
                 return tuple(self._log_is_read())
-            case OfficeState.FOUNDING, Accepted(entry=SnapshotEntry()):
+            case OfficeState.FOUNDING, Accepted(entry=SnapshotEntry()) if self._writer.ready:
                 return tuple(self._enter())
             case OfficeState.CLAIMING, Accepted(entry=TermEntry(session=session)) if session == self._session:
                 return tuple(self._enter())
+            case OfficeState.IN_OFFICE, Accepted(entry=TermEntry(term=term)):
+                raise Fenced(f"another coordinator has taken over this federation (term {term})")
             case _:
                 return ()
 

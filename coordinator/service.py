@@ -2,6 +2,7 @@
 
 The roles of one process (scheduler, summing stage, aggregator) share one bus: every event is shown to each machine, and
 what one machine tells (`Tell`) is an event for all. Nothing is consumed but the log until this session is in office.
+While the broker is away the machines' time stands still: nobody is late or silent because nobody could be heard.
 """
 
 from __future__ import annotations
@@ -43,7 +44,15 @@ from shared.modellog.reader import Accepted, LogReader, Skipped
 from shared.outgoing import Outgoing
 from shared.plan import Plan
 from shared.telemetry import Telemetry
-from shared.transport.port import Confirmed, Delivered, Delivery, Transport, TransportEvent
+from shared.transport.port import (
+    Confirmed,
+    Connected,
+    Delivered,
+    Delivery,
+    Disconnected,
+    Transport,
+    TransportEvent,
+)
 from shared.wire.framing import Opener, seal
 from shared.wire.messages import GroupJob, Message, Offer, Status, Words
 from shared.wire.topology import Names, federation_topology, groups_queue, log_queue, offers_queue, stage_queue
@@ -65,6 +74,26 @@ class Output(Protocol):
 
     def keep(self, order: KeepModel) -> None:
         """Write a model to the output directory."""
+
+
+class OutageClock:
+    """A clock that stands still from a lost connection to the next one that works."""
+
+    def __init__(self) -> None:
+        self._away_s = 0.0
+        self._lost_at: float | None = None
+
+    def watch(self, item: object, now: float) -> None:
+        """Take an event of the transport into account."""
+        if isinstance(item, Disconnected) and self._lost_at is None:
+            self._lost_at = now
+        elif isinstance(item, Connected) and self._lost_at is not None:
+            self._away_s += now - self._lost_at
+            self._lost_at = None
+
+    def at(self, now: float) -> float:
+        """This clock's time at `now` (both in seconds)."""
+        return (now if self._lost_at is None else self._lost_at) - self._away_s
 
 
 class CoordinatorService:
@@ -119,11 +148,13 @@ class CoordinatorService:
         self._writer = writer
         self._office = Office(plan, writer, initial_weights, aggregator.continuable, seal_as_coordinator)
         self._machines = (
+            # First: a snapshot that is due behind a change is written before the next draw, which may follow at once.
+            aggregator,
             Scheduler(plan, sites, writer, seal_as_coordinator),
             SummingStage(self._stage_id, plan, self.log, directory.digest(), seal_as_coordinator),
-            aggregator,
             RunRecord(plan, self.log, lambda: (self._bytes_in, self._outgoing.bytes_published)),
         )
+        self._clock = OutageClock()
         self.finished: Finish | None = None
 
     def start(self) -> None:
@@ -147,9 +178,10 @@ class CoordinatorService:
         """
         effects: list[Effect] = []
         for item in items:
-            self._dispatch(self._receive(item, effects), effects, now)
+            self._clock.watch(item, now)
+            self._dispatch(self._receive(item, effects), effects, self._clock.at(now))
         if self._office.state is OfficeState.IN_OFFICE:
-            self._dispatch([Tick()], effects, now)
+            self._dispatch([Tick()], effects, self._clock.at(now))
         for effect in effects:
             if isinstance(effect, Note):
                 self.telemetry.note(effect)

@@ -12,6 +12,8 @@ from coordinator.cli import coordinator
 from coordinator.settings import CoordinatorSettings
 from deploy import keys_cli
 from deploy.demo.cli import demo, doomed_worker, simulate
+from deploy.settings_cli import settings
+from deploy.stack import cli as stack_cli
 from shared.errors import ComitiaError
 from shared.settings import refuse_unknown_variables
 from worker import cli as worker_cli
@@ -26,9 +28,11 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(simulate)
+stack_cli.mount(app)
 app.command()(coordinator)
 app.add_typer(worker_cli.app, name="worker")
 app.add_typer(keys_cli.app, name="keys")
+app.command()(settings)
 app.command("doomed-worker", hidden=True)(doomed_worker)
 
 
@@ -39,7 +43,7 @@ def main() -> None:
         refuse_unknown_variables(os.environ, (CoordinatorSettings, WorkerSettings))
         app(standalone_mode=True)
     except ComitiaError as error:
-        print(f"comitia: {error}", file=sys.stderr)
+        typer.echo(f"comitia: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -29,7 +29,6 @@ class Inbox(Generic[T]):
     def take(self, timeout_s: float) -> list[T]:
         """All items, after waiting up to `timeout_s` for the first one; empty if there is none."""
         with self._changed:
-            if not self._items and timeout_s > 0:
-                self._changed.wait(timeout_s)
+            self._changed.wait_for(lambda: self._items, timeout_s)
             items, self._items = self._items, []
             return items

@@ -7,6 +7,7 @@ any other way. Whatever it cannot hold is refused here, before a federation exis
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -18,6 +19,7 @@ from shared.codec.coordinates import coordinate_count, rescale
 from shared.codec.quantize import Bits, SumFormat, choose_bits
 from shared.errors import PlanError
 from shared.identity import Name
+from shared.wire.messages import GROUPS_MAX, PLAN_BYTES_MAX
 
 QUORUM_SHARE = 0.6
 """Share of a draw's groups that the server step needs, when `quorum` is not set."""
@@ -98,7 +100,7 @@ class Plan(_Part):
     workload: str
     workload_options: dict[str, JsonValue] = Field(default_factory=dict)
     layout_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    dimension: Annotated[int, Field(ge=1)]
+    dimension: Annotated[int, Field(ge=1, lt=1 << 32)]
     group_size: Annotated[int, Field(ge=1)] = 1
     weight_records_max: Annotated[int, Field(ge=1)]
     metric_bounds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
@@ -131,8 +133,12 @@ class Plan(_Part):
 
     @property
     def min_groups(self) -> int:
-        """Groups without which there is no draw and no step: an honest majority must remain at each coordinate."""
-        return 2 * self.aggregation.trim + 1
+        """Groups without which there is no draw and no step.
+
+        An honest majority must remain at each coordinate; and a draw below a fixed quorum could only cost its
+        clients their updates.
+        """
+        return max(2 * self.aggregation.trim + 1, self.aggregation.quorum or 1)
 
     @property
     def min_offers(self) -> int:
@@ -158,8 +164,8 @@ class Plan(_Part):
         )
 
     def encode(self) -> bytes:
-        """The plan's canonical bytes: what is embedded, signed and hashed."""
-        return self.model_dump_json().encode()
+        """The plan's canonical bytes (ASCII JSON, keys sorted): what is embedded, signed and hashed."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
 
     def digest(self) -> bytes:
         """SHA-256 of `encode()` (32 bytes)."""
@@ -176,15 +182,23 @@ class Plan(_Part):
         """Refuse a federation that could never draw.
 
         Raises:
-            PlanError: fewer enrolled clients than one draw or the first round needs.
+            PlanError: fewer enrolled clients than one draw or the first round needs, or more than a draw can hold.
         """
         if enrolled < self.min_offers:
             raise PlanError(
-                f"aggregation.trim={self.aggregation.trim} needs {self.min_offers} clients "
-                f"((2·trim+1)·group_size), {enrolled} are enrolled: enroll more, or lower trim"
+                f"aggregation.trim={self.aggregation.trim}, quorum={self.aggregation.quorum} need {self.min_offers} "
+                f"clients (max(2·trim+1, quorum)·group_size), {enrolled} are enrolled: enroll more, or lower them"
             )
         if enrolled < self.round.min_clients:
-            raise PlanError(f"round.min_clients={self.round.min_clients} but only {enrolled} clients are enrolled")
+            raise PlanError(
+                f"round.min_clients={self.round.min_clients}, but only {enrolled} clients are enrolled: "
+                "enroll more, or lower it"
+            )
+        if min(enrolled, self.round.cohort_size or enrolled) // self.group_size > GROUPS_MAX:
+            raise PlanError(
+                f"{enrolled} clients make more than the {GROUPS_MAX} groups of a draw: set round.cohort_size, "
+                "or raise group_size"
+            )
 
 
 def make_plan(**fields: object) -> Plan:
@@ -247,3 +261,5 @@ def _refusals(plan: Plan) -> Iterator[str]:
         yield f"round.cohort_size={rounds.cohort_size} is below the {plan.min_offers} offers that a draw needs"
     if not all(name.isidentifier() for name in plan.metric_bounds):
         yield "metric_bounds: names must be identifiers"
+    if len(plan.encode()) > PLAN_BYTES_MAX:
+        yield f"the plan takes more than {PLAN_BYTES_MAX} bytes; shorten workload_options"

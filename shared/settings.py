@@ -15,6 +15,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings.exceptions import SettingsError as SourceError
 
 from shared.errors import SettingsError
 from shared.plan import describe_errors
@@ -95,6 +96,11 @@ class ProcessSettings(BaseSettings):
             raise SettingsError(describe_errors(error, "setting")) from error
         except tomllib.TOMLDecodeError as error:
             raise SettingsError(f"config: {config} is not TOML: {error}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"config: {config} cannot be read: {error}") from error
+        except SourceError as error:
+            # It names the field and the source, and leaves the value out.
+            raise SettingsError(f"setting: {error}; lists and tables are written as JSON") from error
         return settings
 
 
@@ -110,6 +116,8 @@ def refuse_unknown_variables(environment: Mapping[str, str], known: Iterable[typ
     """
     names = {f"{ENV_PREFIX}{field}".upper() for settings in known for field in settings.model_fields}
     for variable in sorted(environment):
-        if variable.startswith(ENV_PREFIX) and variable.split("__")[0] not in names | RESERVED_VARIABLES:
-            close = difflib.get_close_matches(variable, names, n=1)
+        # pydantic-settings does not mind the case.
+        name = variable.upper()
+        if name.startswith(ENV_PREFIX) and name.split("__")[0] not in names | RESERVED_VARIABLES:
+            close = difflib.get_close_matches(name, names, n=1)
             raise SettingsError(f"{variable}: unknown setting" + (f"; did you mean {close[0]}?" if close else ""))

@@ -36,7 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs RabbitMQ, by its fixtures or by a parameter that says so."""
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        if BROKER_FIXTURES & set(getattr(item, "fixturenames", ())) or any(value == "rabbitmq" for value in parameters.values() if isinstance(value, str)):
+        if BROKER_FIXTURES & set(getattr(item, "fixturenames", ())) or any(
+            value == "rabbitmq" for value in parameters.values() if isinstance(value, str)
+        ):
             item.add_marker(pytest.mark.rabbitmq)
 
 

@@ -13,14 +13,15 @@ import torch
 from shared.crypto.signing import load_verifying_key
 from shared.directory import DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, Directory, load_directory
 from shared.effects import note
-from shared.errors import PlanError, SettingsError, StateError, StateHeld
+from shared.errors import PlanError, SettingsError, StateError, StateHeld, WorkloadError
 from shared.inbox import Inbox
 from shared.plan import Plan
 from shared.stopping import StopSignal
 from shared.telemetry import Telemetry
 from shared.transport.port import Transport, TransportEvent
 from shared.transport.rabbitmq import RabbitMqTransport
-from shared.workloads.loading import load_workload
+from shared.workloads.loading import import_workload, load_workload
+from shared.workloads.optimizers import optimizer_factory
 from worker.keystore import CLIENT_KEYS_DIRECTORY, clients_with_keys, identity_key
 from worker.service import Identity, Training, WorkerService, check_layout
 from worker.settings import WorkerSettings
@@ -56,6 +57,7 @@ def run_worker(
     states = open_states(settings, directory)
     keys = {client: identity_key(folder / CLIENT_KEYS_DIRECTORY, client, directory) for client in states}
     identity = Identity(directory, settings.site, f"w{secrets.token_hex(6)}", keys)
+    _warm_up(settings)
     inbox: Inbox[TransportEvent | Trained] = Inbox()
 
     def prepare(plan: Plan) -> Training:
@@ -84,6 +86,17 @@ def run_worker(
         finally:
             transport.close()
             service.close()
+    _say_goodbye(service)
+
+
+def _warm_up(settings: WorkerSettings) -> None:
+    """Import what training will need before anybody counts on us: it takes seconds without a sign of life.
+
+    Raises:
+        WorkloadError: the workload cannot be imported.
+    """
+    import_workload(settings.workload)
+    optimizer_factory("SGD", {}, field="optimizer", error=WorkloadError)
 
 
 def _wait_and_step(service: WorkerService, inbox: Inbox[TransportEvent | Trained]) -> None:
@@ -98,6 +111,17 @@ def _drain(service: WorkerService, inbox: Inbox[TransportEvent | Trained], drain
     while not service.drained and time.monotonic() < deadline:
         _wait_and_step(service, inbox)
     service.drain(time.monotonic(), at_once=True)
+
+
+def _say_goodbye(service: WorkerService) -> None:
+    service.telemetry.note(
+        note(
+            "worker_stopped",
+            counts=dict(service.telemetry.counts),
+            messages_published=service.messages_published,
+            fsyncs=service.fsyncs,
+        )
+    )
 
 
 def make_trainer(settings: WorkerSettings, plan: Plan) -> Trainer:

@@ -28,7 +28,7 @@ from shared.wire.framing import Opener, seal
 from shared.wire.messages import Message, Roster, Task
 from shared.wire.topology import Names, client_queue, log_queue, talk_queue
 from shared.workloads.port import Workload
-from worker.client import ClientMachine, Phase, Seat
+from worker.client import ClientMachine, Seat
 from worker.events import (
     CounterRaised,
     Drain,
@@ -49,6 +49,7 @@ from worker.events import (
     UpdateSpent,
     WorkerEffect,
 )
+from worker.signs_of_life import Phase
 from worker.state import ClientState, Staged, commit
 from worker.stored_update import UpdateId
 from worker.trainer import Trained
@@ -174,7 +175,8 @@ class WorkerService:
         for item in items:
             match item:
                 case Delivered(queue, deliveries) if queue == self._names.log:
-                    events += self._read_log(deliveries, effects)
+                    # In front: the log has moved for every client, also for those whose event came before.
+                    events[:0] = self._read_log(deliveries, effects)
                 case Delivered(_, deliveries):
                     for delivery in deliveries:
                         events += self._open(delivery, effects)
@@ -210,6 +212,11 @@ class WorkerService:
             self._training.close()
         for client in self._clients.values():
             client.state.close()
+
+    @property
+    def messages_published(self) -> int:
+        """Broker messages published so far."""
+        return self._outgoing.messages_published
 
     @property
     def fsyncs(self) -> int:

@@ -8,13 +8,14 @@
     buffering  all groups ended, or deadline and quorum;     appended   server step, change entry
                own draw entry accepted
     buffering  all groups ended or deadline, no quorum       appended   void entry
-    appended   own entry accepted                            idle       buffers dropped
+    appended   own entry accepted                            idle       buffers dropped; a snapshot, if one is due
 
 A duplicate sum of a group is dropped: the first counts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -158,14 +159,11 @@ class Aggregator:
         # The sums may be faster than our own read-back of the draw: the change must name it as its parent.
         if chain.draw is None or chain.draw.entry != buffer.draw.entry:
             return
-        late = now >= buffer.deadline
-        if not buffer.complete and not (late and len(buffer.slots) >= self._plan.quorum_of(buffer.draw.groups)):
-            if late:
-                yield from self._void(chain, f"{len(buffer.slots)} of {buffer.draw.groups} group sums at the deadline")
+        if not buffer.complete and now < buffer.deadline:
             return
-        needed = self._plan.quorum_of(buffer.draw.groups)
+        groups, needed = buffer.draw.groups, self._plan.quorum_of(buffer.draw.groups)
         if len(buffer.slots) < needed:
-            yield from self._void(chain, f"{len(buffer.slots)} of {buffer.draw.groups} group sums, {needed} needed")
+            yield from self._void(chain, f"{len(buffer.slots)} of {groups} group sums, {needed} needed")
         else:
             yield from self._step(buffer, chain)
 
@@ -221,10 +219,10 @@ class Aggregator:
 
 
 def _mean_metrics(buffer: DrawBuffer) -> dict[str, float]:
-    """Weighted means over the groups of what the clients measured."""
-    total = sum(slots.weight for slots in buffer.slots.values())
+    """Weighted means over the groups of what the clients measured, whatever the order they came in."""
+    total = math.fsum(slots.weight for slots in buffer.slots.values())
     names = {name for slots in buffer.slots.values() for name in slots.metrics}
     return {
-        name: sum(slots.weight * slots.metrics[name] for slots in buffer.slots.values()) / total
+        name: math.fsum(slots.weight * slots.metrics[name] for slots in buffer.slots.values()) / total
         for name in sorted(names)
     }

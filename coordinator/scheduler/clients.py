@@ -19,7 +19,7 @@ class ClientRecord:
     sequence: int = -1
     version: int = 0
     phase: str = "joining"
-    state: ClientState = ClientState.IDLE
+    reason: str = ""
 
 
 class Roll:
@@ -34,6 +34,11 @@ class Roll:
         """Clients that take part now."""
         return frozenset(client for client, record in self._records.items() if record.live)
 
+    @property
+    def arrived(self) -> int:
+        """How many clients have been heard of in this session, whether they take part or not."""
+        return len(self._records)
+
     def status(self, client: str, status: Status, now: float) -> bool | None:
         """Note a status. Returns whether the client just became live, or None for a replay (nothing changes)."""
         record = self._records.setdefault(client, ClientRecord())
@@ -42,18 +47,28 @@ class Roll:
         was_live = record.live
         record.sequence = status.sequence
         record.heard_at = now
-        record.state = status.state
         record.live = status.state not in CLOSED_STATES
         if status.state is ClientState.TRAINING:
             record.version, record.phase = status.version, "training"
         return record.live and not was_live
 
+    def is_news(self, client: str, reason: str) -> bool:
+        """Note why a client takes no part. Returns whether it has not said so before."""
+        record = self._records.setdefault(client, ClientRecord())
+        told, record.reason = record.reason == reason, reason
+        return not told
+
     def heard(self, client: str, version: int, phase: str, now: float) -> None:
-        """Note an offer or words: signs of life too."""
+        """Note an offer or words: signs of life too, but whether the client takes part is another matter."""
         record = self._records.setdefault(client, ClientRecord())
         record.heard_at = now
-        record.live = True
         record.version, record.phase = version, phase
+
+    def join(self, client: str) -> bool:
+        """Take a client in. Returns whether it just became live."""
+        record = self._records.setdefault(client, ClientRecord())
+        was_live, record.live = record.live, True
+        return not was_live
 
     def lose(self, client: str) -> tuple[int, str] | None:
         """Take a client out until it is heard again. Returns its last version and phase, None if it was out."""

@@ -42,17 +42,21 @@ class Pool:
 
         Returns:
             Why it was refused (None if it was taken), and what is to be settled: the refused one, or the older
-            offer of the same client that it replaces.
+            offer of the same client that it replaces. A repeat (`DUPLICATE`) takes its predecessor's place too: after
+            a lost connection only the newest delivery still keeps the offer at the broker.
         """
         place = self._held if held else self._waiting
         if new.offer.counter <= self._drawn_counter.get(new.client, -1):
             return RefusalReason.REPLAYED, (Settle(new.receipt),)
         old = place.get(new.client)
-        if old is not None and new.offer.counter <= old.offer.counter:
-            reason = RefusalReason.DUPLICATE if new.digest == old.digest else RefusalReason.STALE
-            return reason, (Settle(new.receipt),)
+        if old is None:
+            place[new.client] = new
+            return None, ()
+        repeated = new.digest == old.digest
+        if not repeated and new.offer.counter <= old.offer.counter:
+            return RefusalReason.STALE, (Settle(new.receipt),)
         place[new.client] = new
-        return None, () if old is None else (Settle(old.receipt),)
+        return RefusalReason.DUPLICATE if repeated else None, (Settle(old.receipt),)
 
     def withdraw(self, client: str) -> tuple[Settle, ...]:
         """A client leaves: its offers with it."""

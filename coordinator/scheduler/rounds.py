@@ -5,15 +5,23 @@ accepted; in synchronous mode that entry is the task of every live client, unles
 happens once, when every live client of the cohort has offered, when `offer_quorum` of them have and the grace for
 stragglers is over, or at the round's deadline. Below `min_offers` there is no draw: the federation waits and says so.
 
-    event           what the scheduler does
-    ──────────────  ──────────────────────────────────────────────────────────────────────────────
-    OfferArrived    pool it, hold it (next version), or refuse it with a reason
-    StatusArrived   keep the roll; send a task to a client that joins or has no log yet
-    WordsArrived    a sign of life
-    TookOffice      open the first round
-    EntryAccepted   change, void: open a round; own draw: settle the offers it drew
-    GroupGivenUp    its silent members are lost
-    Tick            deadlines
+    state      event                                  next       what is done
+    ─────────  ─────────────────────────────────────  ─────────  ──────────────────────────────────────────────────
+    -          TookOffice                             gathering  a round without a cohort
+    gathering  enough clients are live                open       the deadline begins; the cohort is chosen, tasked
+    gathering  deadline                               gathering  said once
+    open       offers of the cohort, quorum and       drawn      draw entry and jobs
+               grace, or deadline
+    open       deadline, but below `min_offers`       gathering  said once; who has not offered is lost
+    drawn      own draw accepted                      drawn      its offers are settled
+    any        change or void accepted                open       late offers refused, held ones looked at
+    any        OfferArrived                           -          pooled, held (next version), or refused with a reason
+    any        StatusArrived                          -          the roll; a task for who joins or has no log yet
+    any        GroupGivenUp, silence                  -          the clients are lost until they are heard again
+
+Gathering needs as many live clients as one draw needs, and at first that `min_clients` have been heard of: one that
+cannot train has come too. With a `cohort_size` only clients of the cohort are tasked: others are told of the log when
+their turn comes.
 """
 
 from __future__ import annotations
@@ -52,6 +60,8 @@ from shared.wire.topology import Names
 
 DEADLINE_MEDIANS = 3.0
 """A round's deadline is at least this many times the median offer time of the round before."""
+
+ROUNDING = 1e-9
 
 
 @dataclass(slots=True)
@@ -130,11 +140,15 @@ class Scheduler:
             return
         reason, settles = self._pool.add(waiting, held=ahead)
         yield from settles
+        if reason is RefusalReason.DUPLICATE:
+            yield note("repeated", "debug", client=event.client, what="offer")
+            return
         if reason is not None:
-            if reason is not RefusalReason.DUPLICATE:
-                yield _refused(event.client, reason, "offer")
+            yield _refused(event.client, reason, "offer")
             return
         self._roll.heard(event.client, event.offer.trained_version, "offer", now)
+        if self._roll.join(event.client):
+            yield self._joined(event.client)
         if self._round is not None and not ahead:
             self._round.offer_times.append(now - self._round.started_at)
 
@@ -145,7 +159,7 @@ class Scheduler:
             yield _refused(event.client, RefusalReason.REPLAYED, "status")
             return
         chain = self._chain()
-        if status.reason:
+        if status.reason and self._roll.is_news(event.client, status.reason):
             yield note(f"client_{status.state}", "warning", client=event.client, reason=status.reason)
         if event.client not in self._roll.live:
             yield from self._pool.withdraw(event.client)
@@ -153,11 +167,17 @@ class Scheduler:
         if chain is None or self._round is None:
             return
         if joined:
-            yield note("client_joined", client=event.client, live=len(self._roll.live))
-            if self._gathering:
-                self._round.cohort.add(event.client)
-        if joined or status.log_position == "absent":
+            yield self._joined(event.client)
+        if (joined or status.log_position == "absent") and self._may_task(event.client, self._round):
             yield self._task(event.client, chain)
+
+    def _joined(self, client: str) -> Note:
+        if self._gathering and self._round is not None and self._plan.round.cohort_size is None:
+            self._round.cohort.add(client)
+        return note("client_joined", client=client, live=len(self._roll.live))
+
+    def _may_task(self, client: str, current: Round) -> bool:
+        return self._plan.round.cohort_size is None or client in current.cohort
 
     def _on_words(self, event: WordsArrived, now: float) -> Iterator[CoordinatorEffect]:
         chain = self._chain()
@@ -195,18 +215,19 @@ class Scheduler:
             usual = DEADLINE_MEDIANS * statistics.median(self._round.offer_times)
             self._deadline_s = max(self._plan.round.round_deadline_s, usual)
         self._draw = None
-        cohort = self._choose_cohort(chain)
-        self._round = Round(chain.version, now, now + self._deadline_s, cohort)
-        if self._plan.round.cohort_size is not None and not self._finished(chain):
-            for client in sorted(cohort):
-                yield self._task(client, chain)
+        self._round = Round(chain.version, now, now + self._deadline_s, set(self._roll.live))
+        if not self._gathering:
+            yield from self._choose_cohort(self._round, chain)
 
-    def _choose_cohort(self, chain: ChainState) -> set[str]:
-        live = self._roll.live
-        if self._plan.round.cohort_size is None:
-            return set(live)
-        ranked = sorted(live, key=lambda client: hashlib.sha256(chain.head + client.encode()).digest())
-        return set(ranked[: self._plan.round.cohort_size])
+    def _choose_cohort(self, current: Round, chain: ChainState) -> Iterator[Publish]:
+        """Every live client, whose task is the log's entry, or `cohort_size` of them, who are told."""
+        current.cohort = set(self._roll.live)
+        if self._plan.round.cohort_size is None or self._finished(chain):
+            return
+        ranked = sorted(current.cohort, key=lambda client: hashlib.sha256(chain.head + client.encode()).digest())
+        current.cohort = set(ranked[: self._plan.round.cohort_size])
+        for client in sorted(current.cohort):
+            yield self._task(client, chain)
 
     def _task(self, client: str, chain: ChainState) -> Publish:
         task = Task(
@@ -222,30 +243,37 @@ class Scheduler:
         chain, current = self._chain(), self._round
         if chain is None or current is None or chain.draw is not None or not self._writer.ready:
             return
-        if self._finished(chain) or not self._gathered(current, now):
+        if self._finished(chain):
+            return
+        if self._gathering:
+            yield from self._gather(current, chain, now)
+        if self._gathering:
             return
         expected = current.cohort & self._roll.live
         missing = {client for client in expected if client not in self._pool}
-        if now >= current.deadline and missing:
+        if now >= current.deadline:
             yield from self._lose(sorted(missing))
             missing = set()
-        if len(self._pool) < self._plan.min_offers:
-            if now >= current.deadline:
-                yield from self._say_waiting(current)
-            return
-        if missing and not self._grace_is_over(current, len(expected) - len(missing), len(expected), now):
-            return
-        yield from self._make_draw(chain)
+        if len(self._pool) >= self._plan.min_offers:
+            if not missing or self._grace_is_over(current, len(expected) - len(missing), len(expected), now):
+                yield from self._make_draw(chain)
+        elif now >= current.deadline:
+            yield from self._say_waiting(current, self._plan.min_offers)
+            self._gathering = True
 
-    def _gathered(self, current: Round, now: float) -> bool:
-        """The first round waits for `min_clients`; its deadline begins when they are there."""
-        if self._gathering and len(self._roll.live) >= self._plan.round.min_clients:
+    def _gather(self, current: Round, chain: ChainState, now: float) -> Iterator[CoordinatorEffect]:
+        """Wait for enough clients; the deadline begins when they are there."""
+        awaited = self._plan.round.min_clients
+        if len(self._roll.live) >= self._plan.min_offers and self._roll.arrived >= awaited:
             self._gathering = False
-            current.started_at, current.deadline = now, now + self._deadline_s
-        return not self._gathering
+            current.started_at, current.deadline, current.quorum_at = now, now + self._deadline_s, None
+            yield from self._choose_cohort(current, chain)
+        elif now >= current.deadline:
+            yield from self._say_waiting(current, max(awaited, self._plan.min_offers))
 
     def _grace_is_over(self, current: Round, offered: int, expected: int, now: float) -> bool:
-        if offered < math.ceil(self._plan.round.offer_quorum * expected):
+        # 0.55 of 20 are 11, although the product is a little above it.
+        if offered < math.ceil(self._plan.round.offer_quorum * expected - ROUNDING):
             return False
         if current.quorum_at is None:
             current.quorum_at = now
@@ -269,7 +297,7 @@ class Scheduler:
                 yield note("client_lost", "warning", client=client, version=version, phase=phase)
                 yield Tell(ClientLost(client, version, phase))
 
-    def _say_waiting(self, current: Round) -> Iterator[Note]:
+    def _say_waiting(self, current: Round, needed: int) -> Iterator[Note]:
         if not current.said_waiting:
             current.said_waiting = True
             yield note(
@@ -277,7 +305,7 @@ class Scheduler:
                 "warning",
                 version=current.version,
                 offers=len(self._pool),
-                needed=self._plan.min_offers,
+                needed=needed,
                 live=len(self._roll.live),
             )
 

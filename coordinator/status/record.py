@@ -36,7 +36,7 @@ class RoundRecord:
     stepped_at: float = 0.0
     finished_at: float = 0.0
     step: StepTaken | None = None
-    clients_lost: list[str] = field(default_factory=list)
+    clients_lost: set[str] = field(default_factory=set)
 
 
 class RunRecord:
@@ -66,7 +66,7 @@ class RunRecord:
             case StepTaken() if self._current:
                 self._current.step, self._current.stepped_at = event, now
             case ClientLost() if self._current:
-                self._current.clients_lost.append(event.client)
+                self._current.clients_lost.add(event.client)
             case EntryAccepted(accepted) if isinstance(accepted.entry, ChangeEntry):
                 return tuple(self._on_change(accepted.entry, now))
             case EvaluationFinished():
@@ -80,6 +80,8 @@ class RunRecord:
         self._current = RoundRecord(now, up, down)
         chain = self._log.chain
         if chain is not None and chain.version >= self._plan.round.rounds:
+            # The session before may have ended between the last version and its file.
+            yield KeepModel("final", chain.version, self._log.weights)
             yield Finish()
 
     def _on_change(self, change: ChangeEntry, now: float) -> Iterator[CoordinatorEffect]:

@@ -4,12 +4,16 @@ With groups of one the secure steps are empty: a roster of one goes out, the wor
 
     state of a group   event              next       what is done
     ────────────────   ────────────────   ────────   ─────────────────────────────────────────────
+    -                  its job            queued     once: a job that is delivered again is only settled with it
     queued             room for it        open       roster to every member
     open               words (a piece)    open       kept; refused if it is not this group's
     open               words (the last)   ended      sum handed to the aggregator
     open               2 s of silence     open       roster again to the silent members
     open               group_step_s       ended      given up, its silent members are named
-    any                draw closed        -          forgotten; the job is settled
+    any                draw closed        -          forgotten; the jobs are settled
+
+Only groups of the draw that this session has made last are summed: the sums go to its own aggregator, and members
+must not spend an update on a draw that is closed, or about to be, as one of a session before is.
 
 A group's vectors take memory only while it is open, and only so many are open that they fit `OPEN_BYTES_MAX`.
 """
@@ -24,6 +28,7 @@ import numpy as np
 
 from coordinator.events import (
     CoordinatorEffect,
+    DrawMade,
     EntryAccepted,
     Event,
     GroupGivenUp,
@@ -42,7 +47,7 @@ from shared.modellog.reader import LogReader
 from shared.plan import Plan
 from shared.rounds import ground_of, transcript_of
 from shared.wire import messages
-from shared.wire.messages import PIECE_BYTES_MAX, ChangeEntry, Group, GroupJob, Roster, VoidEntry
+from shared.wire.messages import PIECE_BYTES_MAX, ChangeEntry, Group, Roster, VoidEntry
 from shared.wire.topology import Names
 
 REPEAT_S = 2.0
@@ -88,15 +93,18 @@ class SummingStage:
         self._log = log
         self._directory_digest = directory_digest
         self._seal = seal
-        self._draw = b""
-        self._job: GroupJob | None = None
+        self._draw: DrawMade | None = None
         self._receipts: list[Receipt] = []
+        self._known: set[int] = set()
         self._queued: deque[Group] = deque()
         self._open: dict[int, OpenGroup] = {}
 
     def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
         """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
         match event:
+            case DrawMade():
+                self._draw = event
+                return ()
             case JobArrived():
                 return tuple(self._on_job(event, now))
             case WordsArrived():
@@ -109,19 +117,19 @@ class SummingStage:
                 return ()
 
     def _on_job(self, event: JobArrived, now: float) -> Iterator[CoordinatorEffect]:
-        job, chain = event.job, self._log.chain
-        if chain is None or job.version != chain.version or (chain.draw and chain.draw.entry != job.draw):
+        job = event.job
+        if self._draw is None or job.draw != self._draw.entry:
             yield Settle(event.receipt)
             yield note("job_dropped", "debug", version=job.version, reason="its draw is not open")
             return
-        if job.draw != self._draw:
-            yield from self._on_closed(self._draw)
-            self._draw, self._job = job.draw, job
         self._receipts.append(event.receipt)
-        self._queued.extend(job.members)
-        yield from self._open_groups(now)
+        self._queued.extend(group for group in job.members if group.index not in self._known)
+        self._known.update(group.index for group in job.members)
+        yield from self._open_groups(self._draw, now)
 
-    def _open_groups(self, now: float) -> Iterator[CoordinatorEffect]:
+    def _open_groups(self, draw: DrawMade, now: float) -> Iterator[CoordinatorEffect]:
+        if not self._queued:
+            return
         assert self._log.chain is not None
         plan, chain = self._plan, self._log.chain
         ground = ground_of(self._log, self._directory_digest)
@@ -132,67 +140,72 @@ class SummingStage:
             if self._open and (len(self._open) + 1) * size > OPEN_BYTES_MAX:
                 return
             group = self._queued.popleft()
-            transcript = transcript_of(ground, self._draw, group.index, chain.version, members)
+            transcript = transcript_of(ground, draw.entry, group.index, draw.version, members)
             step_s = plan.round.group_step_s
             opened = OpenGroup(group, form, transcript, now + step_s, now + REPEAT_S)
             self._open[group.index] = opened
-            yield from self._ask(opened)
+            yield from self._ask(draw, opened)
 
-    def _ask(self, opened: OpenGroup) -> Iterator[CoordinatorEffect]:
-        assert self._job is not None
+    def _ask(self, draw: DrawMade, opened: OpenGroup) -> Iterator[CoordinatorEffect]:
         silent = opened.silent
         for member in opened.group.members:
             if member.client in silent:
                 roster = Roster(
                     client=member.client,
-                    draw=self._draw,
-                    version=self._job.version,
+                    draw=draw.entry,
+                    version=draw.version,
                     group=opened.group,
-                    groups=self._job.groups,
+                    groups=draw.groups,
                     stage=self._stage_id,
                 )
                 key = self._names.talk(member.site, member.worker)
                 yield Publish(self._names.down, key, self._seal(roster), persistent=False)
 
     def _on_words(self, event: WordsArrived, now: float) -> Iterator[CoordinatorEffect]:
-        opened = self._open.get(event.words.group) if event.words.draw == self._draw else None
-        if opened is None:
-            yield _refused(event.client, RefusalReason.LATE, f"words for group {event.words.group}, which is not open")
+        draw, index = self._draw, event.words.group
+        opened = self._open.get(index) if draw is not None and event.words.draw == draw.entry else None
+        if draw is None or opened is None:
+            yield _refused(event.client, RefusalReason.LATE, f"words for group {index}, which is not open")
             return
         refusal = _collect(opened, event.client, event.words)
+        if refusal is RefusalReason.DUPLICATE:
+            yield note("repeated", "debug", client=event.client, what="words")
+            return
         if refusal is not None:
-            if refusal is not RefusalReason.DUPLICATE:
-                yield _refused(event.client, refusal, f"words for group {event.words.group}")
+            yield _refused(event.client, refusal, f"words for group {index}")
             return
         # A member that is still sending is not silent.
         opened.repeat_at = now + REPEAT_S
         opened.deadline = max(opened.deadline, now + REPEAT_S)
         if not opened.silent:
-            del self._open[event.words.group]
-            yield Tell(GroupSummed(self._draw, event.words.group, tuple(opened.arrived), _sum(opened)))
-            yield from self._open_groups(now)
+            del self._open[index]
+            yield Tell(GroupSummed(draw.entry, index, tuple(opened.arrived), _sum(opened)))
+            yield from self._open_groups(draw, now)
 
     def _on_tick(self, now: float) -> Iterator[CoordinatorEffect]:
+        draw = self._draw
+        if draw is None:
+            return
         for index, opened in list(self._open.items()):
             if now >= opened.deadline:
                 del self._open[index]
                 reason = f"{len(opened.silent)} of {len(opened.group.members)} members silent"
-                yield Tell(GroupGivenUp(self._draw, index, reason, opened.silent))
+                yield Tell(GroupGivenUp(draw.entry, index, reason, opened.silent))
             elif now >= opened.repeat_at:
                 opened.repeat_at = now + REPEAT_S
-                yield from self._ask(opened)
-        if self._queued:
-            yield from self._open_groups(now)
+                yield from self._ask(draw, opened)
+        yield from self._open_groups(draw, now)
 
     def _on_closed(self, draw: bytes) -> Iterator[CoordinatorEffect]:
-        if draw != self._draw:
+        if self._draw is None or draw != self._draw.entry:
             return
         for receipt in self._receipts:
             yield Settle(receipt)
         self._receipts = []
+        self._known.clear()
         self._queued.clear()
         self._open.clear()
-        self._draw, self._job = b"", None
+        self._draw = None
 
 
 def _collect(opened: OpenGroup, client: str, words: messages.Words) -> RefusalReason | None:

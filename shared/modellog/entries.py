@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +12,9 @@ import numpy as np
 
 from shared.wire.framing import digest_of
 from shared.wire.messages import INLINE_BYTES_MAX, PIECE_BYTES_MAX, Entry, Message, Piece
+
+PIECE_COST_BYTES = 256
+"""What a piece takes besides its body: a flood of tiny ones is bounded as well."""
 
 E = TypeVar("E", bound=Entry)
 Sealer = Callable[[Message], bytes]
@@ -33,6 +37,10 @@ class SealedEntry:
             for piece in cut(self._body):
                 yield self._seal(Piece(body=bytes(piece)))
         yield self.frame
+
+    def pieces(self) -> Mapping[bytes, memoryview]:
+        """The bodies of its pieces by their hash; no copies."""
+        return dict(zip(self.entry.pieces, cut(self._body), strict=True)) if self.entry.pieces else {}
 
 
 def seal_entry(entry: E, body: np.ndarray | bytes, seal: Sealer) -> SealedEntry:
@@ -63,39 +71,51 @@ class PieceBuffer:
     """Pieces of entries that are still to come, by hash, within a bound.
 
     A reader cannot know how long a half-written entry's pieces will be of use, so the oldest go first when the
-    bound is reached. `forget_bodies` keeps hashes only: a writer that reads its own entries back needs no more.
+    bound is reached.
     """
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._pieces: dict[bytes, tuple[bytes, int, int]] = {}
-        self.forget_bodies = False
+        self._pieces: OrderedDict[bytes, tuple[bytes | memoryview, int]] = OrderedDict()
+        self._own: Mapping[bytes, memoryview] = {}
+
+    def own(self, pieces: Mapping[bytes, memoryview]) -> None:
+        """A writer's own pieces: when they come back, these views are kept instead of copies."""
+        self._own = pieces
 
     def put(self, body: bytes, offset: int) -> None:
         """Keep a piece that stands at `offset`; a repeat counts from its newest place."""
         digest = hashlib.sha256(body).digest()
         self._drop(digest)
-        self._pieces[digest] = (b"" if self.forget_bodies else body, len(body), offset)
-        self._bytes += len(body)
+        self._pieces[digest] = (self._own.get(digest, body), offset)
+        self._bytes += len(body) + PIECE_COST_BYTES
         self._keep_bound()
 
-    def has(self, digests: tuple[bytes, ...]) -> bool:
-        """Whether every one of these pieces is here."""
-        return all(digest in self._pieces for digest in digests)
+    def size(self, digests: tuple[bytes, ...]) -> int | None:
+        """The bytes of these pieces together (a piece may occur twice), or None if one is not here."""
+        if not all(digest in self._pieces for digest in digests):
+            return None
+        return sum(len(self._pieces[digest][0]) for digest in digests)
 
     def first_offset(self, digests: tuple[bytes, ...], otherwise: int) -> int:
-        """Where the first of these pieces stands in the log."""
-        return min((self._pieces[d][2] for d in digests), default=otherwise)
+        """Where the first of these pieces stands in the log; `otherwise` if none is here."""
+        return min((self._pieces[digest][1] for digest in digests if digest in self._pieces), default=otherwise)
 
-    def bodies(self, digests: tuple[bytes, ...]) -> Iterator[bytes]:
-        """The bodies of these pieces in order (a piece may occur twice)."""
+    def bodies(self, digests: tuple[bytes, ...]) -> Iterator[bytes | memoryview]:
+        """The bodies of these pieces in order."""
         return (self._pieces[digest][0] for digest in digests)
 
     def discard(self, digests: tuple[bytes, ...]) -> None:
-        """Forget pieces whose entry has been read."""
+        """Forget some pieces."""
         for digest in digests:
             self._drop(digest)
+
+    def clear(self) -> None:
+        """Forget all pieces."""
+        self._pieces.clear()
+        self._bytes = 0
+        self._own = {}
 
     def shrink(self, bytes_max: int) -> None:
         """Set a lower bound."""
@@ -104,22 +124,45 @@ class PieceBuffer:
 
     def _keep_bound(self) -> None:
         while self._bytes > self._bytes_max:
-            self._drop(next(iter(self._pieces)))
+            _, (body, _) = self._pieces.popitem(last=False)
+            self._bytes -= len(body) + PIECE_COST_BYTES
 
     def _drop(self, digest: bytes) -> None:
         found = self._pieces.pop(digest, None)
         if found is not None:
-            self._bytes -= found[1]
+            self._bytes -= len(found[0]) + PIECE_COST_BYTES
+
+
+def body_size(entry: Entry, buffer: PieceBuffer) -> int | None:
+    """The bytes of an entry's body, or None if a piece of it is missing."""
+    return buffer.size(entry.pieces) if entry.pieces else len(entry.body)
 
 
 def assemble(entry: Entry, buffer: PieceBuffer, count: int) -> np.ndarray | None:
-    """The body of an entry as `count` float32 values (a new array), or None if its size is another."""
+    """The body of an entry as `count` float32 values (a new array), or None if it is not there or of another size."""
+    if body_size(entry, buffer) != 4 * count:
+        return None
     values = np.empty(count, dtype="<f4")
     target = values.data.cast("B")
     at = 0
-    for body in buffer.bodies(entry.pieces) if entry.pieces else (entry.body,):
-        if at + len(body) > target.nbytes:
-            return None
+    for body in _bodies(entry, buffer):
         target[at : at + len(body)] = body
         at += len(body)
-    return values if at == target.nbytes else None
+    return values
+
+
+def holds(entry: Entry, buffer: PieceBuffer, values: np.ndarray) -> bool:
+    """Whether the body of an entry is exactly these float32 values; no copies."""
+    mine = np.ascontiguousarray(values, dtype="<f4").view(np.uint8)
+    if body_size(entry, buffer) != mine.nbytes:
+        return False
+    at = 0
+    for body in _bodies(entry, buffer):
+        if not np.array_equal(mine[at : at + len(body)], np.frombuffer(body, dtype=np.uint8)):
+            return False
+        at += len(body)
+    return True
+
+
+def _bodies(entry: Entry, buffer: PieceBuffer) -> Iterable[bytes | memoryview]:
+    return buffer.bodies(entry.pieces) if entry.pieces else (entry.body,)

@@ -2,6 +2,10 @@
 
 Workers follow the log with it, and the coordinator reads its own entries back with it: only what comes out here
 has happened.
+
+All readers must come to the same chain, wherever they began. So what an entry needs is either in the state that the
+snapshots pass on, or stands in the stream between its parent and itself: its pieces count only from there. A snapshot
+joins the chain only if its body is the present model, so whoever begins with it holds what everybody else holds.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import numpy as np
 from shared.codec.coordinates import random_seed, select_coordinates
 from shared.errors import RefusalReason, RemoteProtocolError
 from shared.modellog.chain import ChainState, advance, begin, judge
-from shared.modellog.entries import PieceBuffer, assemble
+from shared.modellog.entries import PieceBuffer, SealedEntry, assemble, body_size, holds
 from shared.plan import Plan, decode_plan
 from shared.wire.framing import Opened, Opener, split_batch
 from shared.wire.messages import ChangeEntry, Entry, Mark, Piece, SnapshotEntry
@@ -61,7 +65,8 @@ class LogReader:
     def __init__(self, opener: Opener) -> None:
         self._opener = opener
         self._pieces = PieceBuffer(PIECES_BYTES_UNKNOWN_MODEL)
-        self._pending: dict[bytes, np.ndarray] = {}
+        self._expected: tuple[bytes, np.ndarray] | None = None
+        self._built_on = False
         self.chain: ChainState | None = None
         self.plan: Plan | None = None
         self.plan_digest = b""
@@ -70,10 +75,15 @@ class LogReader:
         self.coordinates: np.ndarray | None = None
         self.snapshot_offset = 0
 
-    def expect(self, digest: bytes, weights: np.ndarray) -> None:
-        """The writer's side: this entry is mine and leads to these weights; its body need not be read."""
-        self._pending = {digest: weights}
-        self._pieces.forget_bodies = True
+    def expect(self, sealed: SealedEntry, weights: np.ndarray | None = None) -> None:
+        """The writer's side: this entry is mine.
+
+        Args:
+            sealed: its body is kept once, not copied from the stream.
+            weights: what it leads to, float32 (d,); then its body need not be read.
+        """
+        self._expected = None if weights is None else (sealed.digest, weights)
+        self._pieces.own(sealed.pieces())
 
     def feed(self, offset: int, body: bytes) -> list[LogEvent]:
         """Read one message of the stream.
@@ -108,71 +118,87 @@ class LogReader:
                 return Skipped(RefusalReason.UNEXPECTED_KIND, f"{type(other).__name__} in the log")
 
     def _read_entry(self, entry: Entry, digest: bytes, offset: int) -> LogEvent:
-        if not self._pieces.has(entry.pieces):
-            return Skipped(RefusalReason.WRONG_SIZE, "pieces of the entry are missing", digest)
-        first_offset = self._pieces.first_offset(entry.pieces, offset)
-        if self.chain is None:
-            if not isinstance(entry, SnapshotEntry) or not self._adopt(entry, digest):
-                return Skipped(RefusalReason.WRONG_PARENT, "no snapshot before it", digest)
+        if self.chain is None or self._was_misled(entry):
+            reason = self._begin(entry, digest)
         else:
-            reason = judge(self.chain, entry)
-            if reason is None and isinstance(entry, ChangeEntry) and not self._apply(entry, digest):
-                reason = RefusalReason.WRONG_SIZE
-            if reason is not None:
-                return Skipped(reason, f"{type(entry).__name__} after version {self.chain.version}", digest)
-            self.chain = advance(self.chain, entry, digest)
-            self._pieces.discard(entry.pieces)
+            reason = judge(self.chain, entry) or self._apply(entry, digest)
+            if reason is None:
+                self.chain = advance(self.chain, entry, digest)
+                self._built_on = True
+        if reason is not None:
+            place = f"after version {self.chain.version}" if self.chain else "with no snapshot before it"
+            return Skipped(reason, f"{type(entry).__name__} {place}", digest)
+        first_offset = self._pieces.first_offset(entry.pieces, offset)
+        # The next entry's pieces are written when this one has been read; what is left belongs to no chain.
+        self._pieces.clear()
+        self._expected = None
         if isinstance(entry, SnapshotEntry):
             self.snapshot_offset = first_offset
-        if isinstance(entry, SnapshotEntry | ChangeEntry):
-            self._choose_coordinates()
+            self.directory_digest = entry.directory_digest
         return Accepted(entry, digest, first_offset)
 
-    def _adopt(self, entry: SnapshotEntry, digest: bytes) -> bool:
+    def _was_misled(self, entry: Entry) -> bool:
+        """Whether we began with the snapshot of a replaced coordinator, which nobody who read on from before accepted.
+
+        Nobody builds on such a snapshot, and the next one in the chain is of a later term.
+        """
+        assert self.chain is not None
+        return isinstance(entry, SnapshotEntry) and not self._built_on and entry.term > self.chain.term
+
+    def _begin(self, entry: Entry, digest: bytes) -> RefusalReason | None:
+        if not isinstance(entry, SnapshotEntry):
+            if self.chain is None:
+                self._pieces.discard(entry.pieces)
+            return RefusalReason.WRONG_PARENT
         plan = decode_plan(entry.plan)
-        weights = self._expected_or_read(entry, digest, plan.dimension)
+        weights = self._new_weights(entry, digest, None, plan.dimension)
         if weights is None:
-            return False
+            return RefusalReason.WRONG_SIZE
         self.chain = begin(entry, digest)
         self.plan = plan
         self.plan_digest = hashlib.sha256(entry.plan).digest()
-        self.directory_digest = entry.directory_digest
         self.weights = weights
-        # Pieces of two whole models: the entry that is being written, and a repeat after a lost connection.
-        self._pieces.shrink(max(PIECES_BYTES_FLOOR, 2 * weights.nbytes))
-        return True
+        self._choose_coordinates(self.chain.version_head)
+        # Pieces of two whole models: the entry that is being written, and what a replaced coordinator still sends.
+        self._pieces.shrink(PIECES_BYTES_FLOOR + 2 * weights.nbytes)
+        return None
 
-    def _apply(self, entry: ChangeEntry, digest: bytes) -> bool:
-        positions = self.coordinates if entry.coordinates == "round" else None
-        if entry.coordinates == "round" and positions is None:
-            return False
-        if digest in self._pending:
-            self.weights = self._pending.pop(digest)
-            return True
-        values = assemble(entry, self._pieces, self.weights.size if positions is None else positions.size)
+    def _apply(self, entry: Entry, digest: bytes) -> RefusalReason | None:
+        match entry:
+            case SnapshotEntry():
+                if hashlib.sha256(entry.plan).digest() != self.plan_digest:
+                    return RefusalReason.NOT_ALLOWED
+                if not holds(entry, self._pieces, self.weights):
+                    return RefusalReason.WRONG_SIZE
+            case ChangeEntry():
+                positions = self.coordinates if entry.coordinates == "round" else None
+                if entry.coordinates == "round" and positions is None:
+                    return RefusalReason.NOT_ALLOWED
+                weights = self._new_weights(entry, digest, positions, self.weights.size)
+                if weights is None:
+                    return RefusalReason.WRONG_SIZE
+                self.weights = weights
+                self._choose_coordinates(digest)
+        return None
+
+    def _new_weights(
+        self, entry: SnapshotEntry | ChangeEntry, digest: bytes, positions: np.ndarray | None, dimension: int
+    ) -> np.ndarray | None:
+        """The weights that an entry leads to, as an array of their own, or None if its body is not what it says."""
+        if self._expected is not None and self._expected[0] == digest and body_size(entry, self._pieces) is not None:
+            return self._expected[1]
+        values = assemble(entry, self._pieces, dimension if positions is None else positions.size)
         if values is None:
-            return False
+            return None
         if positions is not None:
             whole = self.weights.copy()
             whole[positions] = values
             values = whole
-        if weights_digest(values) != entry.weights_sha256:
-            return False
-        self.weights = values
-        return True
+        return values if weights_digest(values) == entry.weights_sha256 else None
 
-    def _expected_or_read(self, entry: SnapshotEntry, digest: bytes, dimension: int) -> np.ndarray | None:
-        if digest in self._pending:
-            return self._pending.pop(digest)
-        weights = assemble(entry, self._pieces, dimension)
-        if weights is None or weights_digest(weights) != entry.weights_sha256:
-            return None
-        return weights
-
-    def _choose_coordinates(self) -> None:
-        assert self.chain is not None
+    def _choose_coordinates(self, version_head: bytes) -> None:
         assert self.plan is not None
-        self.coordinates = round_coordinates(self.plan, self.chain.version_head)
+        self.coordinates = round_coordinates(self.plan, version_head)
 
 
 def round_coordinates(plan: Plan, version_head: bytes) -> np.ndarray | None:

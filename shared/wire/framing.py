@@ -21,9 +21,9 @@ import msgpack
 from pydantic import ValidationError
 
 from shared.crypto.signing import Purpose, SigningKey, VerificationCache, VerifyingKey
-from shared.errors import RefusalReason, RemoteProtocolError
+from shared.errors import LocalProtocolError, RefusalReason, RemoteProtocolError
 from shared.identity import COORDINATOR
-from shared.wire.messages import FRAME_BYTES_MAX, MESSAGE_TYPES, Kind, Message, Role
+from shared.wire.messages import FRAME_BYTES_MAX, GROUPS_MAX, MESSAGE_TYPES, Kind, Message, Role
 
 MAGIC = b"CMT"
 WIRE_VERSION = 1
@@ -33,6 +33,14 @@ BATCH_BYTES_MAX = FRAME_BYTES_MAX + 4
 _HEADER = struct.Struct("<3sBBB")
 _SIGNATURE_BYTES = 64
 _LENGTH = struct.Struct("<I")
+
+FRAME_BYTES_MIN = _HEADER.size + 1 + _SIGNATURE_BYTES
+"""A shorter frame holds no sender and signature; a batch of such frames would cost more to refuse than to send."""
+
+# What no message needs is not decoded: containers may take thousands of times the memory of their encoded bytes.
+_FIELDS_MAX = 32
+_PLACE_CHARS_MAX = 80
+_ITEMS_MAX = {Role.CLIENT: 0, Role.COORDINATOR: GROUPS_MAX}
 
 KeyOf = Callable[[Role, str], VerifyingKey]
 """Finds the key of a sender in a role; raises `RemoteProtocolError` (unknown sender)."""
@@ -62,13 +70,19 @@ def seal(message: Message, *, sender: str, federation: UUID, key: SigningKey) ->
 
     Returns:
         The frame. The same message, sender and key give the same bytes (Ed25519 is deterministic).
+
+    Raises:
+        LocalProtocolError: the frame would be too large for anybody to open.
     """
     name = sender.encode()
     payload: bytes = msgpack.packb(message.model_dump(), use_bin_type=True)
     context = _context(message.kind, name, federation)
     signature = key.sign(Purpose.MESSAGE, context + payload)
     header = _HEADER.pack(MAGIC, WIRE_VERSION, message.kind, len(name))
-    return b"".join((header, name, signature, payload))
+    frame = b"".join((header, name, signature, payload))
+    if len(frame) > FRAME_BYTES_MAX:
+        raise LocalProtocolError(f"{type(message).__name__} of {len(frame)} bytes does not fit a frame")
+    return frame
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,7 @@ def split_batch(body: bytes) -> list[bytes]:
     """Cut a broker message into its frames.
 
     Raises:
-        RemoteProtocolError: larger than `BATCH_BYTES_MAX`, empty, or a length that does not fit.
+        RemoteProtocolError: larger than `BATCH_BYTES_MAX`, empty, or a length that cannot be or does not fit.
     """
     if len(body) > BATCH_BYTES_MAX:
         raise RemoteProtocolError(RefusalReason.OVERSIZED, f"batch of {len(body)} bytes")
@@ -126,7 +140,7 @@ def split_batch(body: bytes) -> list[bytes]:
     while at + _LENGTH.size <= len(body):
         (length,) = _LENGTH.unpack_from(body, at)
         at += _LENGTH.size
-        if at + length > len(body):
+        if length < FRAME_BYTES_MIN or at + length > len(body):
             raise RemoteProtocolError(RefusalReason.MALFORMED, f"frame of {length} bytes in {len(body) - at}")
         frames.append(body[at : at + length])
         at += length
@@ -165,11 +179,18 @@ def _parse_header(frame: bytes) -> tuple[type[Message], str, int]:
 def _decode(message_type: type[Message], payload: bytes) -> Message:
     # The signer is known by now, but a known signer may still be dishonest: every failure is a refusal.
     try:
-        fields = msgpack.unpackb(payload, raw=False, use_list=False, strict_map_key=True)
+        fields = msgpack.unpackb(
+            payload,
+            raw=False,
+            use_list=False,
+            max_map_len=_FIELDS_MAX,
+            max_array_len=_ITEMS_MAX[message_type.signed_by],
+        )
         return message_type.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        # A dishonest sender chooses the names of fields that do not exist.
+        place = ".".join(str(part) for part in first["loc"])[:_PLACE_CHARS_MAX]
         raise RemoteProtocolError(
             RefusalReason.MALFORMED, f"{message_type.__name__}.{place}: {first['msg']}"
         ) from error

@@ -26,12 +26,19 @@ INLINE_BYTES_MAX = 256 << 10
 PIECES_MAX = 1 << 14
 """A log entry or an update may have at most this many pieces (16 GiB)."""
 
+GROUPS_MAX = 1 << 16
+"""A draw has at most this many groups: the change that closes it names them all in one frame."""
+
+PLAN_BYTES_MAX = 256 << 10
+"""Upper bound of an encoded plan: every snapshot carries it inside its frame."""
+
 Hash = Annotated[bytes, Field(min_length=32, max_length=32)]
 Nonce = Annotated[bytes, Field(min_length=16, max_length=16)]
 PieceBytes = Annotated[bytes, Field(max_length=PIECE_BYTES_MAX)]
 Counter = Annotated[int, Field(ge=0, lt=1 << 63)]
 Version = Annotated[int, Field(ge=0, lt=1 << 48)]
-GroupIndex = Annotated[int, Field(ge=0, lt=1 << 24)]
+GroupIndex = Annotated[int, Field(ge=0, lt=GROUPS_MAX)]
+GroupCount = Annotated[int, Field(ge=1, le=GROUPS_MAX)]
 
 
 class Kind(IntEnum):
@@ -184,7 +191,7 @@ class Roster(Message):
     draw: Hash
     version: Version
     group: Group
-    groups: Annotated[int, Field(ge=1, lt=1 << 24)]
+    groups: GroupCount
     stage: Name
 
 
@@ -195,7 +202,7 @@ class GroupJob(Message):
 
     draw: Hash
     version: Version
-    groups: Annotated[int, Field(ge=1, lt=1 << 24)]
+    groups: GroupCount
     members: Annotated[tuple[Group, ...], Field(min_length=1, max_length=1024)]
 
 
@@ -245,7 +252,7 @@ class SnapshotEntry(Entry):
     attempt: Counter
     weights_sha256: Hash
     clipping_norm: Annotated[float, Field(gt=0)]
-    plan: Annotated[bytes, Field(max_length=256 << 10)]
+    plan: Annotated[bytes, Field(max_length=PLAN_BYTES_MAX)]
     directory_digest: Hash
 
 
@@ -255,7 +262,7 @@ class DrawEntry(Entry):
     kind: ClassVar[Kind] = Kind.DRAW
 
     version: Version
-    groups: Annotated[int, Field(ge=1, lt=1 << 24)]
+    groups: GroupCount
     offers: Annotated[int, Field(ge=1, lt=1 << 32)]
     root: Hash
 
@@ -270,7 +277,7 @@ class ChangeEntry(Entry):
 
     version: Version
     draw: Hash
-    groups: Annotated[tuple[GroupIndex, ...], Field(min_length=1)]
+    groups: Annotated[tuple[GroupIndex, ...], Field(min_length=1, max_length=GROUPS_MAX)]
     weights_sha256: Hash
     clipping_norm: Annotated[float, Field(gt=0)]
     coordinates: Literal["round", "all"]

@@ -28,17 +28,26 @@ def load_workload(reference: str, options: Mapping[str, Any] | None = None) -> W
     Raises:
         WorkloadError: it cannot be imported or made, or does not keep the contract; the message says what to do.
     """
-    module_name, colon, attribute = BUILT_IN.get(reference, reference).partition(":")
-    if not (module_name and colon and attribute):
-        raise WorkloadError(
-            f"workload: {reference!r} is neither built in ({', '.join(BUILT_IN)}) nor a 'package.module:object'"
-        )
-    found = _find(reference, module_name, attribute)
+    found = import_workload(reference)
     if inspect.isclass(found) or inspect.isroutine(found):
         found = _make(reference, found, dict(options or {}))
     elif options:
         raise WorkloadError(f"workload: {reference} is an object, not a class or function, so it takes no options")
     return _checked(reference, found)
+
+
+def import_workload(reference: str) -> Any:
+    """Return what `reference` names, before anything is made of it. Importing it may take seconds.
+
+    Raises:
+        WorkloadError: as `load_workload`.
+    """
+    module_name, colon, attribute = BUILT_IN.get(reference, reference).partition(":")
+    if not (module_name and colon and attribute):
+        raise WorkloadError(
+            f"workload: {reference!r} is neither built in ({', '.join(BUILT_IN)}) nor a 'package.module:object'"
+        )
+    return _find(reference, module_name, attribute)
 
 
 def _find(reference: str, module_name: str, attribute: str) -> Any:

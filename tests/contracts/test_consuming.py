@@ -163,6 +163,11 @@ def test_a_settlement_from_before_a_reconnect_or_a_second_one_does_nothing(bench
         seat.transport.settle(delivery)
     for delivery in (again[0], again[0], again[1]):
         seat.transport.settle(delivery)
+    # By now the first settlement has left; one more would be an error to the broker.
+    assert seat.events.stays(lambda: len(bodies(seat, queue)) == 6, 0.1)
+    seat.transport.settle(again[1])
+    assert seat.events.stays(lambda: len(bodies(seat, queue)) == 6, 0.1)
+    assert not seat.events.of(ConsumerWaiting)
     seat.transport.cancel(queue.name)
     observer.transport.consume(queue, prefetch=10)
     observer.events.wait_deliveries(queue, 1)

@@ -84,15 +84,18 @@ def declared(broker: MemoryBroker) -> Client:
 
 
 def run(seed: int, count: int = 60) -> tuple[Client, Client, list[TransportEvent], MemoryBroker]:
-    """Two consumers and a publisher under every fault, until all is quiet."""
+    """Two consumers and an impatient publisher under every fault, until all is quiet."""
     clock, dice = Clock(), random.Random(seed)
     broker = MemoryBroker(clock, Faults(seed=seed, **EVERYTHING))  # type: ignore[arg-type]
-    publisher, events = declared(broker), list[TransportEvent]()
+    publisher, events = Client(broker, "publisher"), list[TransportEvent]()
     workers = [Client(broker, name) for name in ("one", "two")]
     for worker in workers:
         worker.transport.consume(GROUPS, prefetch=4)
         worker.transport.consume(LOG, prefetch=3, start="first")
     for number in range(count):
+        if number == 5:
+            # Until then there is no exchange and no queue, and everything waits.
+            declared(broker)
         publisher.transport.publish(NAMES.down, GROUPS.name, b"%d" % number)
         publisher.transport.publish(NAMES.down, LOG.name, b"%d" % number)
         clock.now += dice.uniform(0, 1)
@@ -184,6 +187,47 @@ def test_delayed_messages_wait_for_the_clock_and_keep_their_order() -> None:
     client.work(random.Random(0))
 
     assert client.bodies(GROUPS) == [b"%d" % number for number in range(10)]
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_confirm_never_precedes_its_message_also_when_an_exchange_was_missing(seed: int) -> None:
+    clock = Clock()
+    broker = MemoryBroker(clock, Faults(seed=seed, delay=0.8))
+    client, later = declared(broker), Names("later")
+    marks = []
+
+    def check(events: Sequence[TransportEvent]) -> None:
+        for event in events:
+            if isinstance(event, Confirmed):
+                marks.append(event.through)
+                arrived = broker.depth(groups_queue(later).name)
+                assert arrived >= (event.through >= 4) + (event.through >= 6)
+
+    publisher = MemoryTransport(broker, check, name="publisher")
+    # The fourth and the sixth have nowhere to go at first.
+    for names in (NAMES, NAMES, NAMES, later, NAMES, later):
+        publisher.publish(names.down, groups_queue(names).name, b"job")
+    broker.advance(0.9)
+    client.transport.declare(federation_topology(later, [], 0))
+    while (due := broker.next_event_at()) is not None:
+        broker.advance(due)
+
+    assert marks[-1] == 6
+
+
+def test_a_delivery_under_way_when_its_subscription_is_cancelled_does_not_arrive() -> None:
+    clock = Clock()
+    broker = MemoryBroker(clock)
+    client = declared(broker)
+    client.transport.publish(NAMES.down, GROUPS.name, b"job")
+    broker.inject(Faults(seed=0, delay=1.0))
+    client.transport.consume(GROUPS, prefetch=10)
+
+    client.transport.cancel(GROUPS.name)
+    broker.advance(10.0)
+
+    assert not any(isinstance(event, Delivered) for event in client.inbox)
+    assert broker.depth(GROUPS.name) == 1
 
 
 def test_an_outage_lasts_its_virtual_time_and_what_is_published_meanwhile_arrives_after_it() -> None:

@@ -23,7 +23,7 @@ from shared.workloads.port import Examples, TrainingRecipe
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class TrainingStopped(ComitiaError):  # noqa: N818 - it is a decision, not a failure
+class TrainingStopped(ComitiaError):
     """Training was asked to stop between two batches; there is no update."""
 
 

@@ -1,0 +1,97 @@
+"""Which group sums may be counted?
+
+The gates drop what no group of honest members can send: a sum of the wrong size, with a weight, bit or metric outside
+its possible range, lighter than any member is, or with a mean longer than clipping allows. (A sum that is not finite
+cannot arrive: words are integers.) Each bound is one that honest groups cannot pass, whatever their data and however
+their rounding falls; so what a gate drops is an attack or a fault.
+
+A gate cannot tell a short lie from the truth. What it does is to bound how far one group can pull; the robust rule
+behind it (`coordinator.aggregator.mixing`, `coordinator.aggregator.robust`) does the rest.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from shared.codec.quantize import BLOCK, SlotSums, SumFormat, Words, open_slots, signed_view
+from shared.errors import RefusalReason, RemoteProtocolError
+
+NORM_SLACK = 1.02
+"""Over the clipping norm: far more than all floating-point arithmetic on the way can add."""
+
+
+def pass_gates(words: Words, form: SumFormat, arrived: int, records_max: int) -> SlotSums:
+    """Open the slots of a group sum that an honest group can have sent.
+
+    Args:
+        words: (length,) sum of the members' words mod 2**b.
+        form: what they mean.
+        arrived: how many members' words are in the sum, 1 to `form.members`.
+        records_max: n_max, the number of records that counts as weight 1.
+
+    Raises:
+        RemoteProtocolError: it cannot be an honest group's; the reason is `wrong_size` or `out_of_range`, and the
+            detail names what was measured and its limit.
+
+    One pass over the words, at most 256 KiB beside them.
+    """
+    if words.shape != (form.length,) or words.dtype != form.word_type:
+        detail = f"{words.dtype} words of shape {words.shape} instead of {form.length} of {form.word_type}"
+        raise RemoteProtocolError(RefusalReason.WRONG_SIZE, detail)
+    slots = open_slots(words, form, arrived)
+    lightest = weight_floor(form, arrived, records_max)
+    if slots.weight < lightest:
+        detail = f"weight sum {slots.weight:.3g} of {arrived} members, who weigh {lightest:.3g} at least"
+        raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, detail)
+    norm, limit = mean_norm(words, form, slots.weight), norm_limit(form, arrived, slots.weight)
+    if not norm <= limit:
+        raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, f"norm {norm:.3g} above the limit {limit:.3g}")
+    return slots
+
+
+def norm_limit(form: SumFormat, arrived: int, weight: float) -> float:
+    """Return the largest norm that the mean of an honest group can have: 1.02 * C + rounding error.
+
+    Member i sends integers z_i = s * w_i * u_i + e_i with norm(u_i) <= C, s the scale of the values, and every
+    abs(e_ij) <= 1, so norm(e_i) <= sqrt(k). Its weight slot holds an integer above v * w_i - 1/2, v the scale of
+    weights. With V the integer sum of m members' weight slots, sum(w_i) <= (V + m/2) / v, and as s = v / C,
+
+        norm(mean) = norm(sum z_i) / (s * V / v) <= C * (1 + m * (1/2 + sqrt(k)) / V).
+
+    This holds for every outcome of the rounding, not with high probability, and so it is generous to light groups,
+    whose rounding weighs more. `weight_floor` bounds how light a group can make itself to get there.
+
+    Args:
+        form: what the words mean.
+        arrived: m.
+        weight: V / v, as `open_slots` returns it; positive.
+    """
+    weight_word = weight * form.weight_scale
+    rounding = arrived * (0.5 + math.sqrt(form.count)) / weight_word
+    return form.clipping_norm * (NORM_SLACK + rounding)
+
+
+def weight_floor(form: SumFormat, arrived: int, records_max: int) -> float:
+    """Return the smallest weight sum of `arrived` members with one record each, n_max = `records_max`.
+
+    Without it an attacker would claim the weight of next to nothing, for the norm gate's allowance for rounding
+    grows with 1/weight.
+    """
+    one_record = max(1, round(1 / records_max * form.weight_scale))
+    # Half an integer below, so that the division back into a float cannot decide.
+    return (arrived * one_record - 0.5) / form.weight_scale
+
+
+def mean_norm(words: Words, form: SumFormat, weight: float) -> float:
+    """Return the L2 norm of `open_mean(words, form, weight)` without making that vector."""
+    signed = signed_view(words)[: form.count]
+    total = 0.0
+    block = np.empty(min(BLOCK, form.count), dtype=np.float64)
+    for start in range(0, form.count, BLOCK):
+        part = block[: min(BLOCK, form.count - start)]
+        np.copyto(part, signed[start : start + BLOCK])
+        np.multiply(part, part, out=part)
+        total += float(part.sum())
+    return math.sqrt(total) / (form.scale * weight)

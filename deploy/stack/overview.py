@@ -1,0 +1,104 @@
+"""What does `comitia status` show? How far the federation is, and which process serves whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from deploy.stack.files import Present, ProcessPresent
+from deploy.stack.kept import parse_note
+
+
+@dataclass
+class Progress:
+    """What a coordinator has logged about its federation."""
+
+    federation: str = ""
+    rounds: int = 0
+    version: int | None = None
+    accuracy: float | None = None
+    loss: float | None = None
+    broker_lost: str = ""
+    waiting: dict[str, Any] = field(default_factory=dict)
+    finished: bool = False
+
+    def hear(self, note: dict[str, Any]) -> None:
+        """Take a log line into account."""
+        match note["event"]:
+            case "coordinator_started":
+                self.federation, self.rounds = note["federation"], note["plan"]["round"]["rounds"]
+            case "in_office":
+                self.version = note["version"]
+            case "connected":
+                self.broker_lost = ""
+            case "disconnected":
+                self.broker_lost = note["reason"]
+            case "waiting_for_clients":
+                self.waiting = note
+            case "round_finished":
+                self.version, self.waiting = note["version"], {}
+                self.accuracy, self.loss = note["accuracy"], note["loss"]
+            case "coordinator_stopped":
+                self.finished = note["finished"]
+            case _:
+                return
+
+
+def read_progress(log: Path) -> Progress:
+    """What the coordinator's log says."""
+    progress = Progress()
+    for line in log.read_bytes().splitlines() if log.exists() else ():
+        note = parse_note(line)
+        if note is not None:
+            progress.hear(note)
+    return progress
+
+
+def overview(present: Present, progress: Progress, clients: int) -> RenderableType:
+    """The picture: `clients` is the number of enrolled ones."""
+    heading = Table(box=None, show_header=False, pad_edge=False)
+    heading.add_column(style="bold")
+    heading.add_column(overflow="fold")
+    heading.add_row("federation", f"{progress.federation}: {_state(present, progress)}")
+    if progress.version is not None:
+        heading.add_row("version", f"{progress.version} of {progress.rounds}")
+    if progress.accuracy is not None:
+        heading.add_row("accuracy", f"{progress.accuracy:.2%}")
+    if progress.loss is not None:
+        heading.add_row("loss", f"{progress.loss:.4f}")
+    served = sum(len(one.clients) for one in present.processes if one.state == "running")
+    heading.add_row("clients", f"{served} of {clients} served")
+    heading.add_row("broker", present.broker)
+    return Group(heading, Text(), _processes(present.processes))
+
+
+def _state(present: Present, progress: Progress) -> str:
+    if progress.finished:
+        return "finished"
+    if present.phase != "up":
+        return present.phase
+    if progress.broker_lost:
+        return f"broker lost: {progress.broker_lost}"
+    if not any(one.clients for one in present.processes):
+        return "waits for clients; `comitia workers N` starts workers"
+    if progress.waiting:
+        return "waits: {offers} offers, {needed} needed, {live} clients live".format(**progress.waiting)
+    return "learning"
+
+
+def _processes(processes: Iterable[ProcessPresent]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("process")
+    table.add_column("pid", justify="right")
+    table.add_column("state", overflow="fold")
+    table.add_column("clients", justify="right")
+    for one in processes:
+        state = f"{one.state}: {one.last_words}" if one.last_words else one.state
+        table.add_row(one.name, str(one.pid or "-"), state, str(len(one.clients)) if one.clients else "-")
+    return table

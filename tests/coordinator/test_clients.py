@@ -1,0 +1,75 @@
+"""The roll: who takes part, and where a client was when it was last heard of."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator.scheduler.clients import SILENT_INTERVALS, Roll
+from shared.wire.messages import CLOSED_STATES, ClientState
+from tests.builders import make_status
+
+INTERVAL_S = 2.0
+OPEN_STATES = sorted(set(ClientState) - CLOSED_STATES)
+
+
+@pytest.fixture
+def roll() -> Roll:
+    return Roll(INTERVAL_S)
+
+
+@pytest.mark.parametrize("state", OPEN_STATES)
+def test_an_open_state_joins_once(roll: Roll, state: ClientState) -> None:
+    assert roll.status("a", make_status(state, 1), 0.0) is True
+    assert roll.status("a", make_status(state, 2), 1.0) is False
+    assert roll.live == {"a"}
+
+
+@pytest.mark.parametrize("state", sorted(CLOSED_STATES))
+def test_a_closed_state_leaves_until_it_is_open_again(roll: Roll, state: ClientState) -> None:
+    roll.status("a", make_status(sequence=1), 0.0)
+
+    assert roll.status("a", make_status(state, 2), 1.0) is False
+    assert roll.live == frozenset()
+    assert roll.status("a", make_status(sequence=3), 2.0) is True
+
+
+@pytest.mark.parametrize("sequence", [4, 5])
+def test_a_replayed_status_changes_nothing(roll: Roll, sequence: int) -> None:
+    roll.status("a", make_status(sequence=5), 0.0)
+
+    assert roll.status("a", make_status(ClientState.DRAINING, sequence), 100.0) is None
+    assert roll.live == {"a"}
+    assert roll.silent(100.0) == ["a"]
+
+
+def test_an_offer_takes_a_client_in_and_words_do_not(roll: Roll) -> None:
+    roll.heard("a", 1, "words", 0.0)
+    assert roll.live == frozenset()
+
+    assert roll.join("a") is True
+    assert roll.join("a") is False
+    assert roll.live == {"a"}
+
+
+def test_a_lost_client_names_its_last_version_and_phase(roll: Roll) -> None:
+    roll.status("a", make_status(ClientState.TRAINING, 1, version=3), 0.0)
+    assert roll.lose("a") == (3, "training")
+
+    roll.join("a")
+    roll.heard("a", 4, "offer", 1.0)
+    roll.status("a", make_status(ClientState.OFFERED, 2, version=4), 1.0)
+    assert roll.lose("a") == (4, "offer")
+    assert roll.lose("a") is None
+    assert roll.lose("unknown") is None
+
+
+def test_silence_is_longer_than_three_intervals(roll: Roll) -> None:
+    roll.status("a", make_status(sequence=1), 0.0)
+    roll.status("b", make_status(sequence=1), 0.0)
+    roll.heard("b", 0, "words", 1.0)
+    limit = SILENT_INTERVALS * INTERVAL_S
+
+    assert roll.silent(limit) == []
+    assert roll.silent(limit + 0.1) == ["a"]
+    roll.lose("a")
+    assert roll.silent(limit + 0.1) == []

@@ -1,0 +1,58 @@
+"""A draw: groups that anybody can recompute, an entry that commits to them, jobs that share them out."""
+
+from __future__ import annotations
+
+from coordinator.scheduler.draw import JOB_MEMBERS, Draw, make_draw
+from coordinator.scheduler.pool import WaitingOffer
+from shared.crypto import merkle
+from shared.crypto.draw import cut_groups, draw_order, group_leaf
+from shared.effects import Append
+from shared.wire.messages import DrawEntry
+from tests.coordinator.builders import Desk
+
+
+def drawn(desk: Desk, count: int, group_size: int = 1) -> Draw:
+    events = [desk.offer(client, worker=f"w-{client}") for client in desk.clients[:count]]
+    offers = sorted((WaitingOffer(e.client, e.offer, e.digest, e.receipt) for e in events), key=lambda w: w.digest)
+    return make_draw(offers, group_size, desk.sites, desk.writer)
+
+
+def test_every_offer_is_in_one_group_and_the_order_is_the_public_one() -> None:
+    desk = Desk(clients=7)
+    draw = drawn(desk, 7, group_size=3)
+
+    digests = [waiting.digest for waiting in draw.offers]
+    order = draw_order(desk.chain.version_head, digests)
+    expected = [[digests[order[i]] for i in group] for group in cut_groups(7, 3)]
+    assert [[member.offer for member in group.members] for group in draw.groups] == expected
+    assert [group.index for group in draw.groups] == [0, 1]
+
+
+def test_members_carry_site_and_worker() -> None:
+    desk = Desk(clients=2)
+
+    members = [group.members[0] for group in drawn(desk, 2).groups]
+    assert {(m.client, m.site, m.worker) for m in members} == {(c, "site-0", f"w-{c}") for c in desk.clients}
+
+
+def test_the_entry_commits_to_every_group() -> None:
+    desk = Desk(clients=5)
+    draw = drawn(desk, 5)
+
+    entry = draw.sealed.entry
+    assert isinstance(entry, DrawEntry)
+    assert (entry.version, entry.groups, entry.offers) == (0, 5, 5)
+    for group in draw.groups:
+        leaf = group_leaf(group.index, [(member.client, member.offer) for member in group.members])
+        merkle.verify_path(entry.root, leaf, group.index, 5, group.path)
+    assert len(desk.read_back([Append(draw.sealed)])) == 1
+
+
+def test_jobs_hold_every_group_once() -> None:
+    desk = Desk(clients=JOB_MEMBERS + 4)
+    draw = drawn(desk, JOB_MEMBERS + 4)
+
+    jobs = list(draw.jobs())
+    assert [len(job.members) for job in jobs] == [JOB_MEMBERS, 4]
+    assert tuple(group for job in jobs for group in job.members) == draw.groups
+    assert {(job.draw, job.version, job.groups) for job in jobs} == {(draw.sealed.digest, 0, JOB_MEMBERS + 4)}

@@ -1,0 +1,321 @@
+"""The summing stage: rosters out, words in any order and shape, a sum or a name for who was silent."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator.events import DrawMade, EntryAccepted, Event, GroupGivenUp, GroupSummed, JobArrived, Tick, WordsArrived
+from coordinator.scheduler.draw import Draw, make_draw
+from coordinator.scheduler.pool import WaitingOffer
+from coordinator.summing import group as stage_module
+from coordinator.summing.group import REPEAT_S, SummingStage
+from shared.effects import Append, Settle
+from shared.errors import RefusalReason
+from shared.modellog.chain import GENESIS
+from shared.plan import Plan
+from shared.rounds import ground_of, transcript_of
+from shared.wire.messages import PIECE_BYTES_MAX, Group, GroupJob, Roster, VoidEntry, Words
+from tests.builders import tiny_plan
+from tests.coordinator.builders import Desk, Settled, notes, only, receipt, told
+
+STAGE = "stage-1"
+BIG = 2 * PIECE_BYTES_MAX // 4 + 1000
+"""Coordinates whose 32-bit words take three pieces."""
+
+
+class Stage:
+    """A stage whose draw over all clients is made, and its jobs."""
+
+    def __init__(self, clients: int = 3, plan: Plan | None = None) -> None:
+        self.desk = Desk(plan, clients)
+        self.stage = SummingStage(
+            STAGE, self.desk.plan, self.desk.log, self.desk.directory_digest, self.desk.federation.seal
+        )
+        self.settled = Settled()
+        self.draw = self.make_draw()
+        self.jobs = [JobArrived(job, receipt()) for job in self.draw.jobs()]
+
+    def make_draw(self, counter: int = 1) -> Draw:
+        events = [self.desk.offer(client, counter, worker=f"w-{client}") for client in self.desk.clients]
+        offers = [WaitingOffer(e.client, e.offer, e.digest, e.receipt) for e in events]
+        draw = make_draw(offers, 1, self.desk.sites, self.desk.writer)
+        self.handle(DrawMade(draw.sealed.digest, draw.version, len(draw.groups), tuple(self.desk.clients)))
+        return draw
+
+    def read_draw_back(self) -> None:
+        self.desk.read_back([Append(self.draw.sealed)])
+
+    def handle(self, event: Event, now: float = 0.0) -> tuple[Any, ...]:
+        effects = self.stage.handle(event, now)
+        self.settled.watch(effects)
+        return effects
+
+    def rosters(self, effects: tuple[Any, ...]) -> list[Roster]:
+        messages = self.desk.open(effects)
+        assert all(isinstance(message, Roster) for message in messages)
+        return [message for message in messages if isinstance(message, Roster)]
+
+    def group_of(self, client: str) -> Group:
+        return next(group for group in self.draw.groups if group.members[0].client == client)
+
+    def vector(self, client: str) -> np.ndarray:
+        """The words of one client: no two clients have the same."""
+        form = self.desk.plan.sum_format(1, self.desk.chain.clipping_norm)
+        start = self.desk.clients.index(client) * 7 + 1
+        return (np.arange(form.length) + start).astype(form.word_type)
+
+    def words(self, client: str, **fields: Any) -> list[WordsArrived]:
+        """All pieces of one client's words, with some fields replaced."""
+        group = self.group_of(client)
+        ground = ground_of(self.desk.log, self.desk.directory_digest)
+        transcript = transcript_of(ground, self.draw.sealed.digest, group.index, 0, group.members)
+        body = self.vector(client).tobytes()
+        cuts = range(0, len(body), PIECE_BYTES_MAX)
+        good = {"draw": self.draw.sealed.digest, "group": group.index, "transcript": transcript, "parts": len(cuts)}
+        return [
+            WordsArrived(client, Words(**{**good, "part": part, "body": body[at : at + PIECE_BYTES_MAX], **fields}))
+            for part, at in enumerate(cuts)
+        ]
+
+    def close(self) -> EntryAccepted:
+        void = VoidEntry(parent=GENESIS, term=0, draw=self.draw.sealed.digest, reason="test")
+        return self.desk.append(void)
+
+
+def sums(effects: tuple[Any, ...]) -> list[GroupSummed]:
+    return [event for event in told(effects) if isinstance(event, GroupSummed)]
+
+
+def test_a_job_sends_every_member_its_roster_before_the_draw_is_read_back() -> None:
+    stage = Stage()
+
+    effects = stage.handle(stage.jobs[0])
+    rosters = stage.rosters(effects)
+    assert [(roster.client, roster.group) for roster in rosters] == [
+        (group.members[0].client, group) for group in stage.draw.groups
+    ]
+    assert {(r.draw, r.version, r.groups, r.stage) for r in rosters} == {(stage.draw.sealed.digest, 0, 3, STAGE)}
+    assert [(p.routing_key, p.persistent) for p in effects] == [
+        (f"test.talk.site-0.w-{roster.client}", False) for roster in rosters
+    ]
+
+
+def test_words_become_a_sum() -> None:
+    stage = Stage()
+    stage.handle(stage.jobs[0])
+    client = stage.desk.clients[1]
+
+    (total,) = sums(stage.handle(stage.words(client)[0], 1.0))
+    assert (total.draw, total.group, total.arrived) == (
+        stage.draw.sealed.digest,
+        stage.group_of(client).index,
+        (client,),
+    )
+    np.testing.assert_array_equal(total.words, stage.vector(client))
+    assert total.words.dtype == stage.vector(client).dtype
+
+
+def test_pieces_may_come_in_any_order_and_more_than_once() -> None:
+    stage = Stage(clients=2, plan=tiny_plan(BIG, codec={"selection": "dense", "density": 1.0, "bits": 32}))
+    stage.handle(stage.jobs[0])
+    pieces = [piece for client in stage.desk.clients for piece in stage.words(client)]
+    assert len(pieces) == 6
+    repeated = [*pieces, *pieces[:5]]
+    random.Random(3).shuffle(repeated)
+
+    totals: dict[str, np.ndarray] = {}
+    for piece in repeated:
+        for total in sums(stage.handle(piece, 1.0)):
+            assert total.arrived[0] not in totals
+            totals[total.arrived[0]] = total.words
+    assert sorted(totals) == stage.desk.clients
+    for client, words in totals.items():
+        np.testing.assert_array_equal(words, stage.vector(client))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"draw": b"x" * 32}, RefusalReason.LATE),
+        ({"group": 7}, RefusalReason.LATE),
+        ({"transcript": b"x" * 32}, RefusalReason.WRONG_PARENT),
+        ({"body": b""}, RefusalReason.WRONG_SIZE),
+        ({"body": b"123"}, RefusalReason.WRONG_SIZE),
+        ({"parts": 2}, RefusalReason.WRONG_SIZE),
+        ({"parts": 2, "part": 1}, RefusalReason.WRONG_SIZE),
+        ({"part": 1}, RefusalReason.WRONG_SIZE),
+    ],
+)
+def test_words_that_do_not_fit_are_refused_and_the_right_ones_still_count(
+    fields: dict[str, Any], reason: RefusalReason
+) -> None:
+    stage = Stage()
+    stage.handle(stage.jobs[0])
+    client = stage.desk.clients[0]
+
+    effects = stage.handle(stage.words(client, **fields)[0], 1.0)
+    assert notes(effects) == [f"refused {reason}"]
+    assert sums(effects) == []
+    assert len(sums(stage.handle(stage.words(client)[0], 1.0))) == 1
+
+
+def test_words_of_somebody_else_are_refused() -> None:
+    stage = Stage()
+    stage.handle(stage.jobs[0])
+    victim, liar = stage.desk.clients[:2]
+    forged = WordsArrived(liar, stage.words(victim)[0].words)
+
+    assert notes(stage.handle(forged, 1.0)) == [f"refused {RefusalReason.NOT_ALLOWED}"]
+
+
+def test_words_after_the_sum_are_late() -> None:
+    stage = Stage()
+    stage.handle(stage.jobs[0])
+    words = stage.words(stage.desk.clients[0])[0]
+    stage.handle(words, 1.0)
+
+    assert notes(stage.handle(words, 1.0)) == [f"refused {RefusalReason.LATE}"]
+
+
+def test_a_roster_is_repeated_to_silent_members_only() -> None:
+    stage = Stage()
+    stage.handle(stage.jobs[0], 0.0)
+    stage.handle(stage.words(stage.desk.clients[0])[0], 1.0)
+
+    assert stage.handle(Tick(), REPEAT_S - 0.1) == ()
+    for repeat in (1, 2, 3):
+        again = stage.rosters(stage.handle(Tick(), repeat * REPEAT_S))
+        assert sorted(roster.client for roster in again) == stage.desk.clients[1:]
+        assert stage.handle(Tick(), repeat * REPEAT_S + 0.1) == ()
+
+
+def test_a_member_that_is_still_sending_is_not_asked_again_nor_given_up() -> None:
+    stage = Stage(clients=1, plan=tiny_plan(BIG, codec={"selection": "dense", "density": 1.0, "bits": 32}))
+    step_s = stage.desk.plan.round.group_step_s
+    stage.handle(stage.jobs[0], 0.0)
+    first, second, third = stage.words(stage.desk.clients[0])
+    stage.handle(first, step_s - 0.5)
+
+    assert stage.handle(Tick(), step_s + 0.5) == ()
+    stage.handle(second, step_s + 1.0)
+    assert stage.handle(Tick(), step_s + 2.5) == ()
+    assert len(sums(stage.handle(third, step_s + 2.6))) == 1
+
+
+def test_a_silent_group_is_given_up_by_name() -> None:
+    stage = Stage()
+    step_s = stage.desk.plan.round.group_step_s
+    stage.handle(stage.jobs[0], 0.0)
+    answered = stage.desk.clients[0]
+    stage.handle(stage.words(answered)[0], 1.0)
+
+    given_up = told(stage.handle(Tick(), step_s))
+    assert given_up == [
+        GroupGivenUp(stage.draw.sealed.digest, group.index, "1 of 1 members silent", (group.members[0].client,))
+        for group in stage.draw.groups
+        if group.members[0].client != answered
+    ]
+    assert told(stage.handle(Tick(), 2 * step_s)) == []
+    late = stage.words(stage.desk.clients[1])[0]
+    assert notes(stage.handle(late, 2 * step_s)) == [f"refused {RefusalReason.LATE}"]
+
+
+def test_only_so_many_groups_are_open_as_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(clients=4)
+    size = stage.vector(stage.desk.clients[0]).nbytes
+    monkeypatch.setattr(stage_module, "OPEN_BYTES_MAX", 2 * size)
+
+    opened = stage.rosters(stage.handle(stage.jobs[0], 0.0))
+    assert [roster.group.index for roster in opened] == [0, 1]
+    effects = stage.handle(stage.words(opened[0].client)[0], 1.0)
+    assert [roster.group.index for roster in stage.rosters(effects)] == [2]
+    # The step time of a group begins when it is opened.
+    effects = stage.handle(Tick(), stage.desk.plan.round.group_step_s)
+    assert [event.group for event in told(effects) if isinstance(event, GroupGivenUp)] == [1]
+    assert [roster.group.index for roster in stage.rosters(effects)] == [2, 3]
+
+
+def test_one_group_is_open_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    monkeypatch.setattr(stage_module, "OPEN_BYTES_MAX", 1)
+
+    assert len(stage.rosters(stage.handle(stage.jobs[0]))) == 1
+
+
+def test_a_job_that_is_delivered_again_opens_nothing_twice_and_is_settled_too() -> None:
+    stage = Stage()
+    client = stage.desk.clients[0]
+    stage.read_draw_back()
+    stage.handle(stage.jobs[0], 0.0)
+    stage.handle(stage.words(client)[0], 0.1)
+    again = JobArrived(stage.jobs[0].job, receipt())
+
+    assert stage.handle(again, 1.0) == ()
+    assert not stage.settled
+    given_up = [e for e in told(stage.handle(Tick(), 10.0)) if isinstance(e, GroupGivenUp)]
+    assert client not in {name for event in given_up for name in event.silent}
+    assert only(Settle, stage.handle(stage.close(), 11.0)) == [Settle(stage.jobs[0].receipt), Settle(again.receipt)]
+
+
+def test_a_job_of_another_draw_is_dropped_and_disturbs_nothing() -> None:
+    stage = Stage()
+    stage.handle(stage.jobs[0])
+    job = stage.jobs[0].job.model_copy(update={"draw": b"x" * 32})
+    other = JobArrived(job, receipt())
+
+    effects = stage.handle(other, 1.0)
+    assert notes(effects) == ["job_dropped"]
+    assert only(Settle, effects) == [Settle(other.receipt)]
+    assert len(sums(stage.handle(stage.words(stage.desk.clients[0])[0], 1.0))) == 1
+
+
+def test_a_job_of_a_session_before_is_dropped() -> None:
+    stage = Stage()
+    fresh = SummingStage(
+        "stage-2", stage.desk.plan, stage.desk.log, stage.desk.directory_digest, stage.desk.federation.seal
+    )
+    stage.read_draw_back()
+
+    assert notes(fresh.handle(stage.jobs[0], 0.0)) == ["job_dropped"]
+
+
+def test_a_closed_draw_is_forgotten_and_its_jobs_are_settled() -> None:
+    stage = Stage()
+    stage.read_draw_back()
+    stage.handle(stage.jobs[0], 0.0)
+
+    assert stage.handle(stage.close(), 1.0) == (Settle(stage.jobs[0].receipt),)
+    assert stage.handle(Tick(), 100.0) == ()
+    assert notes(stage.handle(stage.words(stage.desk.clients[0])[0], 1.0)) == [f"refused {RefusalReason.LATE}"]
+    # Its job, delivered again before the next draw, would let members spend their updates for nothing.
+    again = JobArrived(stage.jobs[0].job, receipt())
+    assert only(Settle, stage.handle(again, 2.0)) == [Settle(again.receipt)]
+
+
+def test_the_next_draw_is_a_new_one() -> None:
+    stage = Stage()
+    stage.read_draw_back()
+    stage.handle(stage.jobs[0], 0.0)
+    stage.handle(stage.close(), 1.0)
+    stage.draw = stage.make_draw(counter=2)
+
+    (job,) = stage.draw.jobs()
+    assert isinstance(job, GroupJob)
+    assert len(stage.rosters(stage.handle(JobArrived(job, receipt()), 2.0))) == 3
+    assert len(sums(stage.handle(stage.words(stage.desk.clients[0])[0], 3.0))) == 1
+
+
+def test_before_any_draw_nothing_happens() -> None:
+    desk = Desk()
+    stage = SummingStage(STAGE, desk.plan, desk.log, desk.directory_digest, desk.federation.seal)
+
+    assert stage.handle(Tick(), 1.0) == ()
+    assert notes(stage.handle(WordsArrived("client-0", _any_words()), 1.0)) == [f"refused {RefusalReason.LATE}"]
+
+
+def _any_words() -> Words:
+    return Words(draw=bytes(32), group=0, transcript=bytes(32), part=0, parts=1, body=b"")

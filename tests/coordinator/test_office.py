@@ -1,0 +1,153 @@
+"""Taking office: read to the end, found or claim, and give way to who comes later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator.log_writer import Fenced, LogWriter
+from coordinator.office import Office, OfficeState
+from shared.effects import Append, Effect
+from shared.errors import PlanError
+from shared.modellog.chain import GENESIS
+from shared.plan import Plan
+from shared.wire.messages import DrawEntry, Mark, SnapshotEntry, TermEntry, VoidEntry
+from tests.builders import tiny_plan
+from tests.coordinator.builders import Desk, notes, only
+
+OURS, THEIRS = b"o" * 16, b"t" * 16
+WEIGHTS = np.arange(8, dtype=np.float32)
+
+
+class Session:
+    """A coordinator's session that reads a desk's stream."""
+
+    def __init__(self, desk: Desk, plan: Plan | None = None, session: bytes = OURS, continuable: bool = True) -> None:
+        self.desk = desk
+        plan = plan or desk.plan
+        desk.writer = LogWriter(desk.log, plan, desk.directory_digest, desk.federation.seal)
+        self.office = Office(plan, desk.writer, WEIGHTS, continuable, desk.federation.seal)
+        self.mark = self.office.start(session).frame
+
+    def read(self, *frames: bytes) -> list[Effect]:
+        return [effect for event in self.desk.write(*frames) for effect in self.office.handle(event)]
+
+    def read_back(self, effects: list[Effect]) -> list[Effect]:
+        return self.read(*(frame for append in only(Append, effects) for frame in append.sealed.frames()))
+
+
+def entries(effects: list[Effect]) -> list[Any]:
+    return [append.sealed.entry for append in only(Append, effects)]
+
+
+def test_an_empty_log_is_founded() -> None:
+    session = Session(Desk(founded=False))
+
+    effects = session.read(session.mark)
+    assert [type(entry) for entry in entries(effects)] == [SnapshotEntry]
+    assert session.office.state is OfficeState.FOUNDING
+    assert notes(session.read_back(effects)) == ["in_office"]
+    assert session.office.state is OfficeState.IN_OFFICE
+    np.testing.assert_array_equal(session.desk.log.weights, WEIGHTS)
+
+
+def test_a_log_that_exists_is_claimed() -> None:
+    session = Session(Desk())
+
+    effects = session.read(session.mark)
+    (entry,) = entries(effects)
+    assert isinstance(entry, TermEntry)
+    assert (entry.term, entry.session) == (2, OURS)
+    assert session.office.state is OfficeState.CLAIMING
+    assert notes(session.read_back(effects)) == ["in_office"]
+    assert session.office.state is OfficeState.IN_OFFICE
+    assert session.desk.log.weights.tolist() == [0.0] * 8
+
+
+def test_an_open_draw_of_the_session_before_is_closed() -> None:
+    desk = Desk()
+    desk.append(DrawEntry(parent=GENESIS, term=0, version=0, groups=1, offers=1, root=bytes(32)))
+    session = Session(desk)
+
+    effects = session.read_back(session.read(session.mark))
+    (void,) = entries(effects)
+    assert isinstance(void, VoidEntry)
+    session.read_back(effects)
+    assert (desk.chain.draw, desk.chain.attempt) == (None, 1)
+
+
+@pytest.mark.parametrize("founded", [False, True])
+def test_another_sessions_mark_means_nothing(founded: bool) -> None:
+    session = Session(Desk(founded=founded))
+
+    assert session.read(session.desk.federation.seal(Mark(session=THEIRS))) == []
+    assert session.office.state is OfficeState.READING
+
+
+def test_a_second_mark_of_ours_means_nothing() -> None:
+    session = Session(Desk())
+    effects = session.read(session.mark, session.mark)
+
+    assert len(effects) == 1
+    assert session.read(session.mark) == []
+
+
+def test_whoever_founds_second_is_fenced_and_never_in_office() -> None:
+    session = Session(Desk(founded=False))
+    founding = session.read(session.mark)
+    theirs = Desk(founded=False).writer.snapshot(WEIGHTS + 1)
+
+    assert session.read_back([theirs]) == []
+    assert session.office.state is OfficeState.FOUNDING
+    with pytest.raises(Fenced):
+        session.read_back(founding)
+
+
+def test_whoever_claims_second_is_fenced() -> None:
+    desk = Desk()
+    session = Session(desk)
+    claim = session.read(session.mark)
+    other = Desk()
+    theirs = other.writer.append(TermEntry(parent=GENESIS, term=2, session=THEIRS))
+
+    assert session.read_back([theirs]) == []
+    assert session.office.state is OfficeState.CLAIMING
+    with pytest.raises(Fenced):
+        session.read_back(claim)
+
+
+def test_in_office_a_higher_term_ends_the_session_at_once() -> None:
+    desk = Desk()
+    session = Session(desk)
+    claim = session.read(session.mark)
+    session.read_back(claim)
+    other = Desk()
+    other.read_back(only(Append, claim))
+    theirs = other.writer.append(TermEntry(parent=GENESIS, term=3, session=THEIRS))
+
+    with pytest.raises(Fenced, match="taken over"):
+        session.read_back([theirs])
+
+
+def test_another_plan_is_refused_with_the_fields_that_differ() -> None:
+    plan = tiny_plan(weight_records_max=99, group_size=1)
+    session = Session(Desk(), plan)
+
+    with pytest.raises(PlanError, match="different: weight_records_max"):
+        session.read(session.mark)
+
+
+def test_an_optimizer_with_state_cannot_be_continued() -> None:
+    session = Session(Desk(), continuable=False)
+
+    with pytest.raises(PlanError, match="server_optimizer"):
+        session.read(session.mark)
+
+
+def test_an_optimizer_with_state_can_found() -> None:
+    session = Session(Desk(founded=False), continuable=False)
+
+    session.read_back(session.read(session.mark))
+    assert session.office.state is OfficeState.IN_OFFICE

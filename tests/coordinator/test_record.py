@@ -1,0 +1,167 @@
+"""The record of a run: one note per version, the best and the final model, the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coordinator.aggregator.convergence import Evaluation
+from coordinator.events import (
+    ClientLost,
+    DrawMade,
+    Evaluate,
+    EvaluationFinished,
+    Event,
+    Finish,
+    KeepModel,
+    StepTaken,
+    Tick,
+    TookOffice,
+)
+from coordinator.status.record import RunRecord
+from shared.effects import Note
+from shared.modellog.chain import GENESIS
+from shared.modellog.reader import weights_digest
+from shared.wire.messages import ChangeEntry, DrawEntry
+from tests.builders import tiny_plan
+from tests.coordinator.builders import Desk
+
+
+class Run:
+    """A record of a run of `rounds` versions; every round takes 4 seconds and moves 100 bytes up, 10 down."""
+
+    def __init__(self, rounds: int = 3) -> None:
+        self.desk = Desk(tiny_plan(round={"rounds": rounds}))
+        self.traffic = (0, 0)
+        self.record = RunRecord(self.desk.plan, self.desk.log, lambda: self.traffic)
+
+    def handle(self, event: Event, now: float = 0.0) -> tuple[Any, ...]:
+        return self.record.handle(event, now)
+
+    def change(self, started: float) -> tuple[Any, ...]:
+        """Draw at +1 s, step at +3 s, read back at +4 s."""
+        chain = self.desk.chain
+        draw = self.desk.append(
+            DrawEntry(parent=GENESIS, term=0, version=chain.version, groups=3, offers=3, root=bytes(32))
+        )
+        assert self.handle(DrawMade(draw.accepted.digest, chain.version, 3, ("a", "b", "c")), started + 1) == ()
+        weights = np.full(8, chain.version + 1.0, np.float32)
+        step = StepTaken(chain.version + 1, 2, 3, 0, 1, 0.5, {"loss": 2.0})
+        assert self.handle(step, started + 3) == ()
+        self.traffic = (self.traffic[0] + 100, self.traffic[1] + 10)
+        entry = ChangeEntry(
+            parent=GENESIS,
+            term=0,
+            version=chain.version + 1,
+            draw=draw.accepted.digest,
+            groups=(0,),
+            weights_sha256=weights_digest(weights),
+            clipping_norm=0.5,
+            coordinates="all",
+        )
+        return self.handle(self.desk.append(entry, weights, weights), started + 4)
+
+    def evaluated(self, version: int, accuracy: float | None, loss: float = 1.0) -> EvaluationFinished:
+        metrics = {} if accuracy is None else {"accuracy": accuracy}
+        evaluation = Evaluation(version=version, loss=loss, metrics=metrics)
+        return EvaluationFinished(version, np.full(8, version, np.float32), evaluation)
+
+
+def test_a_change_is_evaluated_and_then_reported() -> None:
+    run = Run()
+    assert run.handle(TookOffice(), 10.0) == ()
+    run.handle(ClientLost("c", 0, "offer"))
+    run.handle(ClientLost("c", 0, "joining"))
+
+    (evaluate,) = run.change(started=10.0)
+    assert isinstance(evaluate, Evaluate)
+    assert evaluate.version == 1
+    np.testing.assert_array_equal(evaluate.weights, np.ones(8))
+    keep, report = run.handle(run.evaluated(1, 0.75))
+    assert (keep.name, keep.version) == ("best", 1)
+    assert isinstance(report, Note)
+    assert report.fields == {
+        "version": 1,
+        "seconds": 4.0,
+        "seconds_offers": 1.0,
+        "seconds_sums": 2.0,
+        "seconds_log": 1.0,
+        "accuracy": 0.75,
+        "loss": 1.0,
+        "metrics": {"accuracy": 0.75},
+        "train_metrics": {"loss": 2.0},
+        "clients_counted": 2,
+        "clients_lost": 1,
+        "groups": 3,
+        "groups_rejected": 0,
+        "groups_given_up": 1,
+        "recovered": 0,
+        "bytes_up": 100,
+        "bytes_down": 10,
+        "clipping_norm": 0.5,
+    }
+
+
+def test_rounds_are_counted_apart_although_their_evaluations_overlap() -> None:
+    run = Run()
+    run.handle(TookOffice(), 0.0)
+    run.change(started=0.0)
+    run.handle(ClientLost("a", 1, "offer"))
+    run.change(started=4.0)
+
+    second = run.handle(run.evaluated(2, 0.5))[-1]
+    first = run.handle(run.evaluated(1, 0.4))[-1]
+    assert [(note.fields["version"], note.fields["clients_lost"]) for note in (first, second)] == [(1, 0), (2, 1)]
+    assert [note.fields["bytes_up"] for note in (first, second)] == [100, 100]
+    assert [note.fields["seconds"] for note in (first, second)] == [4.0, 4.0]
+
+
+def test_a_version_that_was_passed_over_is_reported_without_figures() -> None:
+    run = Run()
+    run.handle(TookOffice(), 0.0)
+    run.change(started=0.0)
+
+    (report,) = run.handle(EvaluationFinished(1, np.zeros(8, np.float32), None))
+    assert (report.fields["accuracy"], report.fields["loss"], report.fields["metrics"]) == (None, None, {})
+
+
+def test_the_best_version_is_kept_whatever_order_evaluations_finish_in() -> None:
+    run = Run(rounds=9)
+    run.handle(TookOffice(), 0.0)
+
+    kept = [
+        effect.version
+        for version, accuracy in ((2, 0.5), (1, 0.4), (3, 0.9), (4, 0.9), (5, 0.8))
+        for effect in run.handle(run.evaluated(version, accuracy))
+        if isinstance(effect, KeepModel)
+    ]
+    assert kept == [2, 3]
+
+
+def test_the_last_version_ends_the_run() -> None:
+    run = Run(rounds=2)
+    run.handle(TookOffice(), 0.0)
+    run.change(started=0.0)
+    assert Finish() not in run.handle(run.evaluated(1, 0.5))
+
+    run.change(started=4.0)
+    effects = run.handle(run.evaluated(2, 0.4))
+    assert [effect.name for effect in effects if isinstance(effect, KeepModel)] == ["final"]
+    assert effects[-1] == Finish()
+
+
+def test_a_federation_that_is_done_already_only_writes_its_model() -> None:
+    run = Run(rounds=1)
+    run.change(started=0.0)
+
+    final, finish = run.handle(TookOffice(), 0.0)
+    assert (final.name, final.version) == ("final", 1)
+    np.testing.assert_array_equal(final.weights, np.ones(8))
+    assert finish == Finish()
+
+
+@pytest.mark.parametrize("event", [Tick(), ClientLost("a", 0, "offer"), DrawMade(bytes(32), 0, 1, ())])
+def test_before_office_and_for_other_events_nothing_is_done(event: Event) -> None:
+    assert Run().handle(event) == ()

@@ -1,0 +1,548 @@
+"""The scheduler: who is tasked, when a draw happens and when not, and what becomes of every offer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.events import (
+    ClientLost,
+    CoordinatorEffect,
+    DrawMade,
+    EntryAccepted,
+    Event,
+    GroupGivenUp,
+    GroupSummed,
+    Tick,
+    TookOffice,
+    WordsArrived,
+)
+from coordinator.scheduler.rounds import Scheduler
+from shared.effects import Append, Settle
+from shared.errors import RefusalReason
+from shared.modellog.chain import GENESIS
+from shared.modellog.reader import weights_digest
+from shared.wire.messages import ChangeEntry, ClientState, DrawEntry, GroupJob, Task, VoidEntry, Words
+from tests.builders import tiny_plan
+from tests.coordinator.builders import Desk, Settled, notes, only, told
+
+DEADLINE_S = 30.0
+ROUND = {"rounds": 10, "status_interval_s": 1000.0, "round_deadline_s": DEADLINE_S, "straggler_grace_s": 2.0}
+
+
+class Office:
+    """A scheduler in office, and the log it writes."""
+
+    def __init__(self, clients: int = 5, *, trim: int = 0, joined: int | None = None, **round_fields: Any) -> None:
+        round_fields = {"min_clients": clients, **ROUND, **round_fields}
+        plan = tiny_plan(round=round_fields, aggregation={"rule": "trimmed-mean", "trim": trim})
+        self.desk = Desk(plan, clients)
+        self.clients = self.desk.clients
+        self.scheduler = Scheduler(plan, self.desk.sites, self.desk.writer, self.desk.federation.seal)
+        self.settled = Settled()
+        self.handle(TookOffice(), 0.0)
+        self.join(self.clients[: clients if joined is None else joined], 0.0)
+
+    def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
+        effects = self.scheduler.handle(event, now)
+        self.settled.watch(effects)
+        return effects
+
+    def join(self, clients: Sequence[str], now: float) -> list[CoordinatorEffect]:
+        return [effect for client in clients for effect in self.handle(self.desk.status(client), now)]
+
+    def offers(self, clients: Sequence[str], now: float, **fields: Any) -> list[CoordinatorEffect]:
+        return [effect for client in clients for effect in self.handle(self.desk.offer(client, **fields), now)]
+
+    def read_back(self, effects: Sequence[CoordinatorEffect], now: float) -> list[CoordinatorEffect]:
+        return [effect for accepted in self.desk.read_back(effects) for effect in self.handle(accepted, now)]
+
+    def draw(self, now: float = 1.0) -> list[CoordinatorEffect]:
+        """All clients offer, and the draw is read back."""
+        effects = self.offers(self.clients, now, counter=10 * self.desk.chain.version + self.desk.chain.attempt + 1)
+        return [*effects, *self.read_back(effects, now)]
+
+    def change_on_its_way(self) -> Append:
+        """A step that closes the open draw: written, and not read back yet."""
+        chain = self.desk.chain
+        assert chain.draw is not None
+        weights = self.desk.log.weights + np.float32(1)
+        entry = ChangeEntry(
+            parent=GENESIS,
+            term=0,
+            version=chain.version + 1,
+            draw=chain.draw.entry,
+            groups=(0,),
+            weights_sha256=weights_digest(weights),
+            clipping_norm=1.0,
+            coordinates="all",
+        )
+        return self.desk.writer.append(entry, weights, weights)
+
+    def change(self) -> EntryAccepted:
+        """The open draw is closed by a step."""
+        (accepted,) = self.desk.read_back([self.change_on_its_way()])
+        return accepted
+
+    def void(self) -> EntryAccepted:
+        """The open draw is closed without a step."""
+        assert self.desk.chain.draw is not None
+        return self.desk.append(VoidEntry(parent=GENESIS, term=0, draw=self.desk.chain.draw.entry, reason="test"))
+
+    def tasks(self, effects: Sequence[object]) -> list[Task]:
+        return [message for message in self.desk.open(effects) if isinstance(message, Task)]
+
+
+def draws(effects: Sequence[object]) -> list[DrawMade]:
+    return [event for event in told(effects) if isinstance(event, DrawMade)]
+
+
+# ── gathering ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_client_that_joins_is_noted_and_tasked_once() -> None:
+    office = Office(joined=0)
+    client = office.clients[0]
+
+    effects = office.handle(office.desk.status(client, log_position="absent"), 1.0)
+    assert notes(effects) == ["client_joined"]
+    assert office.tasks(effects) == [
+        Task(client=client, version=0, attempt=0, head=office.desk.chain.version_head, snapshot_offset=0)
+    ]
+    assert office.handle(office.desk.status(client), 2.0) == ()
+
+
+def test_a_client_without_a_log_is_tasked_again() -> None:
+    office = Office(joined=1)
+
+    effects = office.handle(office.desk.status(office.clients[0], log_position="absent"), 2.0)
+    assert notes(effects) == []
+    assert [task.client for task in office.tasks(effects)] == [office.clients[0]]
+
+
+def test_the_first_round_waits_for_min_clients_and_its_deadline_begins_then() -> None:
+    office = Office(joined=2, min_clients=3)
+    early = office.offers(office.clients[:2], 5.0)
+    assert draws(early) == []
+
+    office.join([office.clients[2]], 25.0)
+    assert draws(office.handle(Tick(), DEADLINE_S + 1)) == []
+    effects = office.handle(Tick(), 25.0 + DEADLINE_S)
+    assert [lost.client for lost in told(effects) if isinstance(lost, ClientLost)] == [office.clients[2]]
+    assert draws(effects)[0].clients  # two offers are enough: trim is 0
+
+
+def test_a_first_round_without_enough_clients_says_so_once() -> None:
+    office = Office(joined=2, min_clients=3)
+
+    assert office.handle(Tick(), DEADLINE_S - 1) == ()
+    (waiting,) = office.handle(Tick(), DEADLINE_S)
+    assert waiting.event == "waiting_for_clients"
+    assert (waiting.fields["needed"], waiting.fields["live"]) == (3, 2)
+    assert office.handle(Tick(), DEADLINE_S + 1) == ()
+
+
+def test_a_client_that_is_first_heard_by_its_offer_belongs_to_the_first_cohort() -> None:
+    # As after a restart of the coordinator: waiting offers are delivered before anybody's next status.
+    office = Office(clients=4, joined=0, min_clients=4)
+
+    effects = office.offers(office.clients[:3], 1.0)
+    assert notes(effects) == ["client_joined"] * 3
+    assert draws(effects) == []
+    assert len(draws(office.offers(office.clients[3:], 1.0))) == 1
+
+
+# ── the draw ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_draw_happens_when_the_whole_cohort_has_offered() -> None:
+    office = Office(clients=4)
+    assert draws(office.offers(office.clients[:3], 1.0)) == []
+
+    effects = office.offers(office.clients[3:], 2.0)
+    (append,) = only(Append, effects)
+    assert draws(effects) == [DrawMade(append.sealed.digest, 0, 4, draws(effects)[0].clients)]
+    assert sorted(draws(effects)[0].clients) == office.clients
+    (job,) = [message for message in office.desk.open(effects) if isinstance(message, GroupJob)]
+    assert (job.draw, job.groups, len(job.members)) == (append.sealed.digest, 4, 4)
+    assert not office.settled
+
+    office.read_back(effects, 2.0)
+    assert sorted(office.settled.values()) == [1] * 4
+
+
+@pytest.mark.parametrize(("quorum", "clients", "needed"), [(0.5, 5, 3), (0.55, 20, 11), (0.6, 5, 3), (1.0, 5, 5)])
+def test_the_quorum_starts_the_grace_for_stragglers(quorum: float, clients: int, needed: int) -> None:
+    office = Office(clients=clients, offer_quorum=quorum)
+    office.offers(office.clients[: needed - 1], 1.0)
+    assert draws(office.handle(Tick(), 9.0)) == []
+
+    effects = office.offers([office.clients[needed - 1]], 10.0)
+    if needed < clients:
+        assert draws(effects) == []
+        assert draws(office.handle(Tick(), 11.9)) == []
+        effects = list(office.handle(Tick(), 12.0))
+    assert len(draws(effects)[0].clients) == needed
+
+
+def test_at_the_deadline_who_has_not_offered_is_lost_and_the_others_are_drawn() -> None:
+    office = Office(clients=4)
+    office.offers(office.clients[:3], 1.0)
+
+    effects = office.handle(Tick(), DEADLINE_S)
+    assert [event for event in told(effects) if isinstance(event, ClientLost)] == [
+        ClientLost(office.clients[3], 0, "joining")
+    ]
+    assert sorted(draws(effects)[0].clients) == office.clients[:3]
+
+
+def test_below_min_offers_nothing_is_drawn_it_is_said_once_and_the_round_gathers_again() -> None:
+    office = Office(clients=4, trim=1)
+    office.offers(office.clients[:2], 1.0)
+
+    effects = office.handle(Tick(), DEADLINE_S)
+    assert notes(effects) == ["client_lost", "client_lost", "waiting_for_clients"]
+    assert draws(effects) == []
+    assert office.handle(Tick(), 3 * DEADLINE_S) == ()
+
+    # Back: expected again, with a deadline of its own, and not lost at every status.
+    assert notes(office.join([office.clients[2]], 100.0)) == ["client_joined"]
+    assert office.handle(Tick(), 100.0 + DEADLINE_S - 1) == ()
+    assert sorted(draws(office.offers([office.clients[2]], 130.0 - 0.5))[0].clients) == office.clients[:3]
+
+
+def test_nothing_is_drawn_while_a_draw_is_on_its_way_or_open() -> None:
+    office = Office(clients=3)
+    effects = office.offers(office.clients, 1.0)
+    more = office.offers(office.clients, 1.0, counter=2)
+    assert len(draws(effects)) == 1
+    assert draws([*more, *office.handle(Tick(), 100.0)]) == []
+
+    office.read_back(effects, 100.0)
+    assert draws(office.handle(Tick(), 200.0)) == []
+    assert isinstance(only(Append, effects)[0].sealed.entry, DrawEntry)
+
+
+def test_nothing_is_drawn_while_another_entry_is_on_its_way() -> None:
+    office = Office(clients=3)
+    snapshot = office.desk.writer.snapshot(office.desk.log.weights)
+    assert draws(office.offers(office.clients, 1.0)) == []
+
+    effects = office.read_back([snapshot], 1.0)
+    assert len(draws(effects)) == 1
+
+
+def test_nothing_is_drawn_after_the_last_round() -> None:
+    office = Office(clients=3, rounds=1)
+    office.draw()
+    office.handle(office.change(), 2.0)
+
+    assert draws([*office.offers(office.clients, 3.0), *office.handle(Tick(), 1000.0)]) == []
+
+
+def test_the_next_deadline_is_three_median_offer_times() -> None:
+    office = Office(clients=3)
+    effects = office.offers(office.clients, 20.0)
+    office.read_back(effects, 20.0)
+    office.handle(office.change(), 20.0)
+
+    assert office.handle(Tick(), 20.0 + 59.0) == ()
+    assert "client_lost" in notes(office.handle(Tick(), 20.0 + 60.0))
+
+
+# ── cohorts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cohort_is_chosen_when_all_are_there_and_only_it_is_tasked() -> None:
+    office = Office(clients=6, joined=0, min_clients=6, cohort_size=3)
+    assert office.tasks(office.join(office.clients[:5], 0.0)) == []
+
+    tasked = [task.client for task in office.tasks(office.join(office.clients[5:], 0.0))]
+    assert len(tasked) == 3
+    others = sorted(set(office.clients) - set(tasked))
+    absent = office.handle(office.desk.status(others[0], log_position="absent"), 1.0)
+    assert office.tasks(absent) == []
+    assert len(draws(office.offers(tasked, 1.0))) == 1
+
+
+def test_the_cohort_changes_with_the_head() -> None:
+    office = Office(clients=12, cohort_size=4, min_clients=12, joined=0)
+    cohorts = [frozenset(task.client for task in office.tasks(office.join(office.clients, 0.0)))]
+    for version in range(3):
+        effects = office.offers(sorted(cohorts[-1]), 1.0, counter=version + 1)
+        office.read_back(effects, 1.0)
+        opened = office.handle(office.change(), 1.0)
+        cohorts.append(frozenset(task.client for task in office.tasks(opened)))
+
+    assert {len(cohort) for cohort in cohorts} == {4}
+    assert len(set(cohorts)) > 1
+
+
+def test_a_cohort_that_fails_is_replaced_by_others() -> None:
+    office = Office(clients=4, trim=1, cohort_size=3, min_clients=4, joined=0)
+    cohort = [task.client for task in office.tasks(office.join(office.clients, 0.0))]
+    (spare,) = set(office.clients) - set(cohort)
+    office.offers(cohort[:2], 1.0)
+
+    effects = [*office.handle(Tick(), DEADLINE_S), *office.handle(Tick(), DEADLINE_S + 1)]
+    assert {task.client for task in office.tasks(effects)} == {*cohort[:2], spare}
+    assert sorted(draws(office.offers([spare], 40.0))[0].clients) == sorted([*cohort[:2], spare])
+
+
+# ── what becomes of offers ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"version": 0}, RefusalReason.LATE),
+        ({"version": 3}, RefusalReason.OUT_OF_RANGE),
+        ({"head": bytes(32)}, RefusalReason.WRONG_PARENT),
+    ],
+)
+def test_an_offer_of_another_model_is_refused_and_settled(fields: dict[str, Any], reason: RefusalReason) -> None:
+    office = Office(clients=3)
+    office.draw()
+    office.handle(office.change(), 2.0)
+    offer = office.desk.offer(office.clients[0], counter=99, **fields)
+
+    effects = office.handle(offer, 3.0)
+    assert only(Settle, effects) == [Settle(offer.receipt)]
+    assert notes(effects) == [f"refused {reason}"]
+
+
+def test_a_drawn_offer_is_not_taken_again() -> None:
+    office = Office(clients=3)
+    office.draw()
+    again = office.desk.offer(office.clients[0], counter=1)
+
+    effects = office.handle(again, 2.0)
+    assert only(Settle, effects) == [Settle(again.receipt)]
+    assert notes(effects) == ["refused replayed"]
+
+
+def test_a_repeated_offer_is_counted_and_changes_nothing() -> None:
+    office = Office(clients=3)
+    first, again = (office.desk.offer(office.clients[0]) for _ in range(2))
+    office.handle(first, 1.0)
+
+    effects = office.handle(again, 1.0)
+    assert notes(effects) == ["repeated"]
+    assert only(Settle, effects) == [Settle(first.receipt)]
+
+
+def test_an_offer_ahead_of_our_log_waits_for_our_own_read_back() -> None:
+    office = Office(clients=4)
+    office.draw()
+    change = office.change_on_its_way()
+    head = change.sealed.digest
+
+    effects = office.offers(office.clients[:3], 2.0, counter=50, version=1, head=head)
+    wrong = office.desk.offer(office.clients[3], counter=50, version=1, head=bytes(32))
+    effects += office.handle(wrong, 2.0)
+    effects += office.handle(Tick(), 100.0)
+    assert only(Settle, effects) == []
+    assert draws(effects) == []
+
+    effects = office.read_back([change], 100.0)
+    assert notes(effects) == ["refused wrong_parent"]
+    assert only(Settle, effects) == [Settle(wrong.receipt)]
+    assert draws(effects) == []
+    assert len(draws(office.offers([office.clients[3]], 101.0, counter=51))[0].clients) == 4
+
+
+def test_held_offers_of_all_are_drawn_as_soon_as_the_version_is_read_back() -> None:
+    office = Office(clients=3)
+    office.draw()
+    change = office.change_on_its_way()
+    office.offers(office.clients, 2.0, counter=50, version=1, head=change.sealed.digest)
+
+    (draw,) = draws(office.read_back([change], 2.0))
+    assert (draw.version, sorted(draw.clients)) == (1, office.clients)
+
+
+def test_offers_that_missed_the_draw_are_late_when_the_version_moves() -> None:
+    office = Office(clients=3)
+    office.draw()
+    late = office.desk.offer(office.clients[0], counter=5)
+    assert only(Settle, office.handle(late, 2.0)) == []
+
+    effects = office.handle(office.change(), 2.0)
+    assert only(Settle, effects) == [Settle(late.receipt)]
+    assert notes(effects) == ["refused late"]
+
+
+def test_after_a_void_offers_that_missed_the_draw_still_count() -> None:
+    office = Office(clients=3)
+    office.draw()
+    office.offers(office.clients[:2], 2.0, counter=5)
+
+    effects = office.handle(office.void(), 3.0)
+    assert notes(effects) == ["draw_void"]
+    assert draws(effects) == []
+    (draw,) = draws(office.offers(office.clients[2:], 4.0, counter=5, attempt=1))
+    assert (draw.version, draw.groups) == (0, 3)
+
+
+def test_who_closes_takes_its_offer_along() -> None:
+    office = Office(clients=3)
+    offer = office.desk.offer(office.clients[0])
+    office.handle(offer, 1.0)
+
+    effects = office.handle(office.desk.status(office.clients[0], ClientState.DRAINING, reason="stop"), 2.0)
+    assert only(Settle, effects) == [Settle(offer.receipt)]
+    assert notes(effects) == ["client_draining"]
+    assert office.scheduler.live == set(office.clients[1:])
+    assert len(draws(office.offers(office.clients[1:], 3.0))[0].clients) == 2
+
+
+def test_a_replayed_status_is_refused_and_changes_nothing() -> None:
+    office = Office(clients=3)
+    old = office.desk.status(office.clients[0], ClientState.DRAINING)
+    office.join(office.clients[:1], 1.0)
+
+    assert notes(office.handle(old, 2.0)) == ["refused replayed"]
+    assert office.scheduler.live == set(office.clients)
+
+
+# ── lost clients ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def lost(effects: Sequence[object]) -> list[ClientLost]:
+    return [event for event in told(effects) if isinstance(event, ClientLost)]
+
+
+def test_a_silent_client_is_lost_once_and_returns_with_a_status() -> None:
+    office = Office(clients=3, status_interval_s=2.0)
+    office.join(office.clients[1:], 5.0)
+
+    assert lost(office.handle(Tick(), 6.5)) == [ClientLost(office.clients[0], 0, "joining")]
+    assert lost(office.handle(Tick(), 7.0)) == []
+    effects = office.join(office.clients[:1], 8.0)
+    assert notes(effects) == ["client_joined"]
+    assert [task.client for task in office.tasks(effects)] == office.clients[:1]
+
+
+def test_members_of_a_given_up_group_are_lost_and_return_with_an_offer() -> None:
+    office = Office(clients=3)
+    office.draw()
+    entry = office.desk.chain.draw
+    assert entry is not None
+
+    effects = office.handle(GroupGivenUp(entry.entry, 0, "silent", (office.clients[0],)), 2.0)
+    assert lost(effects) == [ClientLost(office.clients[0], 0, "offer")]
+    office.handle(office.change(), 3.0)
+    assert office.scheduler.live == set(office.clients[1:])
+    effects = office.offers(office.clients[:1], 4.0, counter=20)
+    assert notes(effects) == ["client_joined"]
+    assert office.scheduler.live == set(office.clients)
+
+
+def words_of(client: str, draw: bytes) -> WordsArrived:
+    return WordsArrived(client, Words(draw=draw, group=0, transcript=bytes(32), part=0, parts=1, body=b""))
+
+
+def test_words_are_a_sign_of_life_of_the_open_draw_only() -> None:
+    office = Office(clients=3)
+    office.draw()
+    draw = office.desk.chain.draw
+    assert draw is not None
+
+    office.handle(words_of(office.clients[0], draw.entry), 2.0)
+    office.handle(words_of(office.clients[1], bytes(32)), 2.0)
+    effects = office.handle(GroupGivenUp(draw.entry, 0, "silent", tuple(office.clients[:2])), 3.0)
+    assert [(event.client, event.phase) for event in lost(effects)] == [
+        (office.clients[0], "words"),
+        (office.clients[1], "offer"),
+    ]
+
+
+def test_words_do_not_bring_back_a_client_that_has_left() -> None:
+    office = Office(clients=3)
+    office.draw()
+    draw = office.desk.chain.draw
+    assert draw is not None
+    office.handle(office.desk.status(office.clients[0], ClientState.DRAINING), 2.0)
+
+    office.handle(words_of(office.clients[0], draw.entry), 2.0)
+    assert office.scheduler.live == set(office.clients[1:])
+
+
+@pytest.mark.parametrize(
+    "event", [GroupSummed(bytes(32), 0, ("client-0",), np.zeros(1, np.uint16)), DrawMade(bytes(32), 0, 1, ())]
+)
+def test_other_machines_events_change_nothing(event: Event) -> None:
+    office = Office(clients=3)
+
+    assert office.handle(event, 1.0) == ()
+
+
+# ── any order of anything ───────────────────────────────────────────────────────────────────────────────────────────
+
+CLIENT = st.integers(0, 3)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("offer"), CLIENT, st.integers(0, 6), st.integers(-1, 2)),
+        st.tuples(st.just("status"), CLIENT, st.sampled_from([ClientState.IDLE, ClientState.DRAINING])),
+        st.tuples(st.sampled_from(["tick", "read back", "change", "void", "give up"]), st.integers(1, 40)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150)
+@given(STEPS, st.sampled_from([None, 2]))
+def test_offers_are_settled_once_and_no_attempt_is_drawn_twice(steps: list[Any], cohort_size: int | None) -> None:
+    office = Office(clients=4, min_clients=2, cohort_size=cohort_size, rounds=1000)
+    given_in: list[int] = []
+    attempts: list[tuple[int, int]] = []
+    written: list[CoordinatorEffect] = []
+    now = 1.0
+
+    def take(effects: Sequence[CoordinatorEffect]) -> None:
+        chain = office.desk.chain
+        for made in draws(effects):
+            assert len(made.clients) >= office.desk.plan.min_offers
+            assert len(set(made.clients)) == len(made.clients)
+            attempts.append((made.version, chain.attempt))
+        written.extend(only(Append, effects))
+
+    for step in steps:
+        open_draw = office.desk.chain.draw
+        match step:
+            case ("offer", client, counter, ahead):
+                version = max(0, office.desk.chain.version + ahead)
+                offer = office.desk.offer(office.clients[client], counter, version=version)
+                given_in.append(id(offer.receipt))
+                take(office.handle(offer, now))
+                KEPT.append(offer.receipt)
+            case ("status", client, state):
+                take(office.handle(office.desk.status(office.clients[client], state), now))
+            case ("tick", seconds):
+                now += seconds
+                take(office.handle(Tick(), now))
+            case ("read back", _):
+                entries, written[:] = list(written), []
+                take(office.read_back(entries, now))
+            case ("give up", client) if open_draw:
+                take(office.handle(GroupGivenUp(open_draw.entry, 0, "silent", (office.clients[client % 4],)), now))
+            case ("change", _) if open_draw and not written:
+                take(office.handle(office.change(), now))
+            case ("void", _) if open_draw and not written:
+                take(office.handle(office.void(), now))
+
+    # End it: everybody leaves, and what was drawn is read back.
+    for client in office.clients:
+        take(office.handle(office.desk.status(client, ClientState.DRAINING), now))
+    take(office.read_back(written, now))
+    assert len(set(attempts)) == len(attempts)
+    assert dict(office.settled) == dict.fromkeys(given_in, 1)
+
+
+KEPT: list[object] = []
+"""Receipts are told apart by identity, so none may be collected before the comparison."""

@@ -1,0 +1,105 @@
+"""Every message type, field by field, for property tests."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from shared.wire import messages as m
+
+hashes = st.binary(min_size=32, max_size=32)
+nonces = st.binary(min_size=16, max_size=16)
+bodies = st.binary(max_size=200)
+counters = st.integers(0, 2**63 - 1)
+versions = st.integers(0, 2**48 - 1)
+indices = st.integers(0, m.GROUPS_MAX - 1)
+counts = st.integers(1, m.GROUPS_MAX)
+names = st.from_regex(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?", fullmatch=True)
+texts = st.text(max_size=500)
+norms = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
+coordinates = st.sampled_from(["round", "all"])
+
+members = st.builds(m.Member, client=names, site=names, worker=names, offer=hashes)
+groups = st.builds(
+    m.Group,
+    index=indices,
+    members=st.lists(members, min_size=1, max_size=3).map(tuple),
+    path=st.lists(hashes, max_size=4).map(tuple),
+)
+link = {
+    "parent": hashes,
+    "term": counters,
+    "body": bodies,
+    "pieces": st.lists(hashes, max_size=3).map(tuple),
+}
+
+MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
+    m.Kind.OFFER: st.builds(
+        m.Offer,
+        attempt=counters,
+        trained_version=versions,
+        trained_head=hashes,
+        counter=counters,
+        nonce=nonces,
+        worker=names,
+    ),
+    m.Kind.STATUS: st.builds(
+        m.Status,
+        sequence=counters,
+        counter=counters,
+        state=st.sampled_from(m.ClientState),
+        version=versions,
+        worker=names,
+        log_position=st.sampled_from(["absent", "following"]),
+        reason=texts,
+    ),
+    m.Kind.WORDS: st.builds(
+        m.Words,
+        draw=hashes,
+        group=indices,
+        transcript=hashes,
+        part=st.integers(0, m.PIECES_MAX - 1),
+        parts=st.integers(1, m.PIECES_MAX),
+        body=bodies,
+    ),
+    m.Kind.TASK: st.builds(
+        m.Task, client=names, version=versions, attempt=counters, head=hashes, snapshot_offset=counters
+    ),
+    m.Kind.ROSTER: st.builds(
+        m.Roster, client=names, draw=hashes, version=versions, group=groups, groups=counts, stage=names
+    ),
+    m.Kind.GROUP_JOB: st.builds(
+        m.GroupJob,
+        draw=hashes,
+        version=versions,
+        groups=counts,
+        members=st.lists(groups, min_size=1, max_size=3).map(tuple),
+    ),
+    m.Kind.PIECE: st.builds(m.Piece, body=bodies),
+    m.Kind.MARK: st.builds(m.Mark, session=nonces),
+    m.Kind.TERM: st.builds(m.TermEntry, session=nonces, **link),
+    m.Kind.SNAPSHOT: st.builds(
+        m.SnapshotEntry,
+        version=versions,
+        version_head=hashes,
+        attempt=counters,
+        weights_sha256=hashes,
+        clipping_norm=norms,
+        plan=bodies,
+        directory_digest=hashes,
+        **link,
+    ),
+    m.Kind.DRAW: st.builds(
+        m.DrawEntry, version=versions, groups=counts, offers=st.integers(1, 2**32 - 1), root=hashes, **link
+    ),
+    m.Kind.CHANGE: st.builds(
+        m.ChangeEntry,
+        version=versions,
+        draw=hashes,
+        groups=st.lists(indices, min_size=1, max_size=5).map(tuple),
+        weights_sha256=hashes,
+        clipping_norm=norms,
+        coordinates=coordinates,
+        **link,
+    ),
+    m.Kind.VOID: st.builds(m.VoidEntry, draw=hashes, reason=texts, **link),
+}

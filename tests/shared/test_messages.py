@@ -1,0 +1,203 @@
+"""Every field of every message is bounded, and a message never changes once it is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from shared.wire import messages as m
+from tests.builders import make_offer, make_status
+
+H = bytes(32)
+LINK: dict[str, Any] = {"parent": H, "term": 1}
+MEMBER = {"client": "c", "site": "s", "worker": "w", "offer": H}
+GROUP = {"index": 0, "members": (MEMBER,), "path": ()}
+SNAPSHOT = {
+    "version": 0,
+    "version_head": H,
+    "attempt": 0,
+    "weights_sha256": H,
+    "clipping_norm": 1.0,
+    "plan": b"",
+    "directory_digest": H,
+}
+
+VALID: dict[type[m.Message], dict[str, Any]] = {
+    m.Offer: make_offer().model_dump(),
+    m.Status: make_status().model_dump(),
+    m.Words: {"draw": H, "group": 0, "transcript": H, "part": 0, "parts": 1, "body": b""},
+    m.Task: {"client": "c", "version": 0, "attempt": 0, "head": H, "snapshot_offset": 0},
+    m.Roster: {"client": "c", "draw": H, "version": 0, "group": GROUP, "groups": 1, "stage": "s"},
+    m.GroupJob: {"draw": H, "version": 0, "groups": 1, "members": (GROUP,)},
+    m.Piece: {"body": b""},
+    m.Mark: {"session": bytes(16)},
+    m.TermEntry: {**LINK, "session": bytes(16)},
+    m.SnapshotEntry: {**LINK, **SNAPSHOT},
+    m.DrawEntry: {**LINK, "version": 0, "groups": 1, "offers": 1, "root": H},
+    m.ChangeEntry: {
+        **LINK,
+        "version": 1,
+        "draw": H,
+        "groups": (0,),
+        "weights_sha256": H,
+        "clipping_norm": 1.0,
+        "coordinates": "all",
+    },
+    m.VoidEntry: {**LINK, "draw": H, "reason": ""},
+}
+
+HASH = (b"", bytes(31), bytes(33), "0" * 32, None)
+NONCE = (b"", bytes(15), bytes(17))
+COUNTER = (-1, 2**63, 1.0, True, "1", None)
+VERSION = (-1, 2**48, 1.5)
+NAME = ("", "A", "a.b", "a" * 64, "a\n", "-a", b"a", 1)
+INDEX = (-1, m.GROUPS_MAX)
+COUNT = (0, m.GROUPS_MAX + 1)
+BODY = (bytes(m.PIECE_BYTES_MAX + 1), "text", None)
+NORM = (0.0, -1.0, float("nan"), float("inf"), "1")
+TEXT = ("x" * 501, b"x", None)
+HASHES = ((bytes(31),), [H], H)
+
+REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
+    m.Offer: {
+        "attempt": COUNTER,
+        "trained_version": VERSION,
+        "trained_head": HASH,
+        "counter": COUNTER,
+        "nonce": NONCE,
+        "worker": NAME,
+    },
+    m.Status: {
+        "sequence": COUNTER,
+        "counter": COUNTER,
+        "state": ("asleep", 1, None),
+        "version": VERSION,
+        "worker": NAME,
+        "log_position": ("behind", 1),
+        "reason": TEXT,
+    },
+    m.Words: {
+        "draw": HASH,
+        "group": INDEX,
+        "transcript": HASH,
+        "part": (-1, m.PIECES_MAX),
+        "parts": (0, m.PIECES_MAX + 1),
+        "body": BODY,
+    },
+    m.Task: {"client": NAME, "version": VERSION, "attempt": COUNTER, "head": HASH, "snapshot_offset": COUNTER},
+    m.Roster: {
+        "client": NAME,
+        "draw": HASH,
+        "version": VERSION,
+        "group": ({**GROUP, "members": ()}, {**GROUP, "path": (H,) * 33}, {**GROUP, "more": 1}),
+        "groups": COUNT,
+        "stage": NAME,
+    },
+    m.GroupJob: {
+        "draw": HASH,
+        "version": VERSION,
+        "groups": COUNT,
+        "members": ((), (GROUP,) * 1025, ({**GROUP, "members": (MEMBER,) * 1025},), ({**GROUP, "index": -1},)),
+    },
+    m.Piece: {"body": BODY},
+    m.Mark: {"session": NONCE},
+    m.TermEntry: {
+        "parent": HASH,
+        "term": COUNTER,
+        "body": BODY,
+        "pieces": (*HASHES, (H,) * (m.PIECES_MAX + 1)),
+        "session": NONCE,
+    },
+    m.SnapshotEntry: {
+        "version": VERSION,
+        "version_head": HASH,
+        "attempt": COUNTER,
+        "weights_sha256": HASH,
+        "clipping_norm": NORM,
+        "plan": (bytes(m.PLAN_BYTES_MAX + 1), "text"),
+        "directory_digest": HASH,
+    },
+    m.DrawEntry: {"version": VERSION, "groups": COUNT, "offers": (0, 2**32), "root": HASH},
+    m.ChangeEntry: {
+        "version": VERSION,
+        "draw": HASH,
+        "groups": ((), (-1,), (m.GROUPS_MAX,), (0,) * (m.GROUPS_MAX + 1), [0]),
+        "weights_sha256": HASH,
+        "clipping_norm": NORM,
+        "coordinates": ("some", 1),
+    },
+    m.VoidEntry: {"draw": HASH, "reason": TEXT},
+}
+CASES = [
+    pytest.param(message_type, field, value, id=f"{message_type.__name__}.{field}-{number}")
+    for message_type, fields in REFUSED.items()
+    for field, values in fields.items()
+    for number, value in enumerate(values)
+]
+
+
+def concrete_types(root: type[BaseModel] = m.Message) -> set[type[BaseModel]]:
+    found = {kind for child in root.__subclasses__() for kind in concrete_types(child)}
+    return found if "kind" not in vars(root) else found | {root}
+
+
+def test_the_decoder_knows_every_type_and_numbers_never_change() -> None:
+    # A number that is given again, or moves, would let old bytes be read as something else.
+    assert set(m.MESSAGE_TYPES.values()) == concrete_types()
+    assert {int(kind): message_type.__name__ for kind, message_type in m.MESSAGE_TYPES.items()} == {
+        1: "Offer",
+        2: "Status",
+        3: "Words",
+        16: "Task",
+        17: "Roster",
+        18: "GroupJob",
+        32: "Piece",
+        33: "Mark",
+        34: "TermEntry",
+        35: "SnapshotEntry",
+        36: "DrawEntry",
+        37: "ChangeEntry",
+        38: "VoidEntry",
+    }
+
+
+def test_clients_sign_what_goes_up_and_nothing_else() -> None:
+    signed_by_clients = {t for t in m.MESSAGE_TYPES.values() if t.signed_by is m.Role.CLIENT}
+
+    assert signed_by_clients == {m.Offer, m.Status, m.Words}
+
+
+@pytest.mark.parametrize("message_type", VALID)
+def test_the_cases_below_differ_from_a_valid_message_in_one_field(message_type: type[m.Message]) -> None:
+    message_type.model_validate(VALID[message_type])
+    own = set(message_type.model_fields) - (set(m.Entry.model_fields) if issubclass(message_type, m.Entry) else set())
+
+    assert own <= set(REFUSED[message_type])
+
+
+@pytest.mark.parametrize(("message_type", "field", "value"), CASES)
+def test_a_value_outside_its_bound_is_refused(message_type: type[m.Message], field: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        message_type.model_validate({**VALID[message_type], field: value})
+
+    assert {error["loc"][0] for error in refusal.value.errors()} == {field}
+
+
+@pytest.mark.parametrize("message_type", VALID)
+def test_unknown_missing_and_changed_fields_are_refused(message_type: type[m.Message]) -> None:
+    fields = VALID[message_type]
+    with pytest.raises(ValidationError):
+        message_type.model_validate({**fields, "more": 1})
+    for name in fields.keys() - {"body", "reason"}:
+        with pytest.raises(ValidationError):
+            message_type.model_validate({key: value for key, value in fields.items() if key != name})
+    with pytest.raises(ValidationError):
+        setattr(message_type.model_validate(fields), next(iter(fields)), next(iter(fields.values())))
+
+
+def test_closed_states_are_states() -> None:
+    open_states = {m.ClientState.IDLE, m.ClientState.TRAINING, m.ClientState.OFFERED, m.ClientState.IN_GROUP}
+
+    assert set(m.ClientState) - open_states == m.CLOSED_STATES

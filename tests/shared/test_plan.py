@@ -1,0 +1,249 @@
+"""A plan is refused where it cannot hold, in one line that names field and remedy; a sound one has one encoding."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from shared.errors import PlanError
+from shared.plan import AggregationPlan, Plan, RoundPlan, decode_plan, make_plan
+from shared.wire.messages import GROUPS_MAX, PLAN_BYTES_MAX
+from tests.builders import FEDERATION_ID, tiny_plan
+
+MINIMAL = {
+    "federation": "test",
+    "federation_id": FEDERATION_ID,
+    "workload": "digits",
+    "layout_digest": "0" * 64,
+    "dimension": 10_000,
+    "weight_records_max": 100,
+}
+
+
+def test_the_defaults_are_a_sound_plan() -> None:
+    plan = make_plan(**MINIMAL)
+
+    assert plan.aggregation == AggregationPlan(rule="trimmed-mean", trim=1, quorum=None)
+    assert (plan.coordinate_count, plan.rescale, plan.bits, plan.members_max) == (1000, 10.0, 16, 1)
+    assert (plan.min_groups, plan.min_offers) == (3, 3)
+    assert (plan.round.offer_quorum, plan.round.straggler_grace_s, plan.round.snapshot_every) == (1.0, 2.0, 20)
+    assert (plan.round.round_deadline_s, plan.round.group_step_s, plan.round.sums_deadline_s) == (30.0, 10.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"group_size": 2}, "group_size=2: secure groups are not part of this version; use 1"),
+        (
+            {"aggregation": {"rule": "mean", "trim": 1}},
+            "aggregation.trim=1 has no effect with the rule 'mean'; set trim to 0",
+        ),
+        (
+            {"aggregation": {"trim": 2, "quorum": 4}},
+            "2·trim >= quorum (aggregation.trim=2, quorum=4): trimming would leave nothing; lower trim or raise quorum",
+        ),
+        (
+            {"codec": {"selection": "dense", "density": 0.5}},
+            "codec.density=0.5 has no effect with selection 'dense'; set it to 1",
+        ),
+        (
+            {"dimension": 10**9, "codec": {"bits": 16}},
+            "codec.bits=16: rounding 100000000 values in groups of up to 1 would add noise above 5 % of the clipping "
+            "norm; use 32",
+        ),
+        ({"round": {"cohort_size": 2}}, "round.cohort_size=2 is below the 3 offers that a draw needs"),
+        ({"metric_bounds": {"not a name": 1.0}}, "metric_bounds: names must be identifiers"),
+        (
+            {"workload_options": {"text": "x" * PLAN_BYTES_MAX}},
+            f"the plan takes more than {PLAN_BYTES_MAX} bytes; shorten workload_options",
+        ),
+    ],
+)
+def test_an_unsound_plan_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError) as refusal:
+        make_plan(**{**MINIMAL, **fields})
+
+    assert str(refusal.value) == f"plan: {message}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"dimension": 0}, "plan.dimension"),
+        ({"dimension": 1 << 32}, "plan.dimension"),
+        ({"federation": "Not.A.Name"}, "plan.federation"),
+        ({"layout_digest": "xyz"}, "plan.layout_digest"),
+        ({"weight_records_max": 0}, "plan.weight_records_max"),
+        ({"metric_bounds": {"loss": 0}}, "plan.metric_bounds.loss"),
+        ({"metric_bounds": {"loss": float("inf")}}, "plan.metric_bounds.loss"),
+        ({"protocol_version": 2}, "plan.protocol_version"),
+        ({"codec": {"density": 0}}, "plan.codec.density"),
+        ({"codec": {"density": 1.1}}, "plan.codec.density"),
+        ({"codec": {"bits": 8}}, "plan.codec.bits"),
+        ({"codec": {"clipping_norm": 0}}, "plan.codec.clipping_norm"),
+        ({"codec": {"clipping_norm": float("nan")}}, "plan.codec.clipping_norm"),
+        ({"aggregation": {"rule": "median"}}, "plan.aggregation.rule"),
+        ({"aggregation": {"trim": -1}}, "plan.aggregation.trim"),
+        ({"aggregation": {"server_optimizer": {"options": {"lr": float("nan")}}}}, "plan.aggregation.server_optimizer"),
+        ({"round": {"offer_quorum": 0}}, "plan.round.offer_quorum"),
+        ({"round": {"round_deadline_s": 0}}, "plan.round.round_deadline_s"),
+        ({"round": {"rounds": 0}}, "plan.round.rounds"),
+        ({"training": {"batch_size": 0}}, "plan.training.batch_size"),
+        ({"trim": 1}, "plan.trim"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_name(fields: dict[str, Any], place: str) -> None:
+    with pytest.raises(PlanError) as refusal:
+        make_plan(**{**MINIMAL, **fields})
+
+    assert str(refusal.value).startswith(place)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_refusal_never_shows_the_value() -> None:
+    with pytest.raises(PlanError) as refusal:
+        make_plan(**{**MINIMAL, "federation": "S3CRET", "unknown": "S3CRET"})
+
+    assert "S3CRET" not in str(refusal.value)
+    assert "plan.federation" in str(refusal.value)
+    assert "plan.unknown" in str(refusal.value)
+
+
+# ── encoding ──
+
+
+def test_a_plan_survives_its_encoding() -> None:
+    plan = tiny_plan(
+        workload_options={"path": "a/b", "scale": 1e-05, "flags": [True, None, 1.0, 1]}, metric_bounds={"loss": 3}
+    )
+
+    again = decode_plan(plan.encode())
+
+    assert again == plan
+    assert again.encode() == plan.encode()
+    assert again.digest() == plan.digest()
+
+
+def test_equal_plans_have_equal_bytes_in_whatever_order_they_were_written() -> None:
+    one = tiny_plan(workload_options={"a": 1, "b": {"c": 1, "d": 2}}, metric_bounds={"x": 1, "y": 2})
+    two = tiny_plan(metric_bounds={"y": 2.0, "x": 1.0}, workload_options={"b": {"d": 2, "c": 1}, "a": 1})
+
+    assert one == two
+    assert one.encode() == two.encode()
+    assert one.encode() == json.dumps(json.loads(one.encode()), sort_keys=True, separators=(",", ":")).encode()
+
+
+def test_every_field_is_part_of_the_digest() -> None:
+    plan = tiny_plan()
+    fields = plan.model_dump(mode="json")
+    changes: dict[str, Any] = {
+        "federation": "other",
+        "federation_id": "00000000-0000-0000-0000-000000000006",
+        "workload": "other",
+        "workload_options": {"a": 1},
+        "layout_digest": "1" * 64,
+        "dimension": 9,
+        "weight_records_max": 11,
+        "metric_bounds": {"loss": 1.0},
+        "training": {**fields["training"], "batch_size": 17},
+        "codec": {**fields["codec"], "density": 0.25},
+        "aggregation": {**fields["aggregation"], "trim": 1},
+        "round": {**fields["round"], "rounds": 31},
+    }
+
+    assert set(changes) == set(fields) - {"protocol_version", "group_size"}
+    digests = {make_plan(**{**fields, name: value}).digest() for name, value in changes.items()}
+    assert len(digests | {plan.digest()}) == len(changes) + 1
+
+
+def test_the_digest_of_a_plan_never_changes() -> None:
+    # Made with this code at protocol version 1: a federation keeps its plan over releases of Comitia.
+    assert tiny_plan().digest().hex() == "4687154535c14111ba3db16777dd10c6702a004750207da06dab53020b98a655"
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"protocol_version": 2}', b"{" * 5000])
+def test_what_is_no_plan_of_this_version_is_refused(data: bytes) -> None:
+    with pytest.raises(PlanError, match="plan"):
+        decode_plan(data)
+
+
+def test_an_unsound_plan_is_refused_also_when_it_is_read() -> None:
+    unsound = tiny_plan().encode().replace(b'"group_size":1', b'"group_size":2')
+
+    with pytest.raises(PlanError, match="secure groups"):
+        decode_plan(unsound)
+
+
+# ── quorums and clients ──
+
+
+@pytest.mark.parametrize(
+    ("trim", "quorum", "groups", "expected"),
+    [
+        (1, None, 3, 3),
+        (1, None, 5, 3),
+        (1, None, 6, 4),
+        (1, None, 20, 12),
+        (2, None, 6, 5),
+        (0, None, 1, 1),
+        (0, None, 10, 6),
+        (1, 4, 4, 4),
+        (1, 4, 20, 4),
+    ],
+)
+def test_the_quorum_of_a_draw(trim: int, quorum: int | None, groups: int, expected: int) -> None:
+    plan = tiny_plan(aggregation={"trim": trim, "quorum": quorum})
+
+    assert plan.quorum_of(groups) == expected
+
+
+def test_there_is_no_draw_that_could_not_reach_its_quorum() -> None:
+    """It would end void, and cost its clients their updates."""
+    for trim, quorum in ((0, None), (1, None), (1, 3), (1, 7), (3, None), (0, 5)):
+        plan = tiny_plan(aggregation={"trim": trim, "quorum": quorum})
+        assert all(plan.quorum_of(groups) <= groups for groups in range(plan.min_groups, 40))
+
+
+@pytest.mark.parametrize(
+    ("plan", "enrolled", "names"),
+    [
+        (tiny_plan(aggregation={"trim": 2}), 4, ["aggregation.trim=2", "need 5 clients", "4 are enrolled"]),
+        (tiny_plan(aggregation={"trim": 1, "quorum": 6}), 5, ["quorum=6", "need 6 clients", "5 are enrolled"]),
+        (tiny_plan(round={"min_clients": 9}), 8, ["round.min_clients=9", "only 8", "enroll more"]),
+        (tiny_plan(), GROUPS_MAX + 1, ["cohort_size"]),
+    ],
+)
+def test_a_federation_that_could_never_draw_is_refused(plan: Plan, enrolled: int, names: list[str]) -> None:
+    with pytest.raises(PlanError) as refusal:
+        plan.check_clients(enrolled)
+
+    assert all(name in str(refusal.value) for name in names)
+
+
+def test_a_federation_that_can_draw_is_not_refused() -> None:
+    tiny_plan(aggregation={"trim": 2}, round={"min_clients": 5}).check_clients(5)
+    tiny_plan(round={"cohort_size": 100}).check_clients(GROUPS_MAX + 1)
+    tiny_plan().check_clients(1)
+
+
+def test_what_sums_mean_follows_from_the_plan() -> None:
+    plan = tiny_plan(metric_bounds={"loss": 3.0, "accuracy": 1.0})
+
+    form = plan.sum_format(1, 0.5)
+
+    assert (form.count, form.bits, form.members, form.clipping_norm) == (plan.coordinate_count, 16, 1, 0.5)
+    assert form.metric_bounds == (("accuracy", 1.0), ("loss", 3.0))
+
+
+def test_dense_sends_every_coordinate_and_rescales_nothing() -> None:
+    plan = tiny_plan(codec={"selection": "dense", "density": 1})
+
+    assert (plan.coordinate_count, plan.rescale) == (8, 1.0)
+
+
+def test_a_plan_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        tiny_plan().round.rounds = 5  # type: ignore[misc]
+    assert RoundPlan().rounds == 30

@@ -1,0 +1,263 @@
+"""Whole federations on the in-process broker: what holds over whatever happens on the way."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.demo.options import DemoOptions
+from deploy.demo.simulation import Simulation
+from shared.codec.quantize import open_mean, open_slots, read_words
+from shared.transport.memory import Faults
+from shared.wire.messages import ChangeEntry, DrawEntry, Message, Offer, VoidEntry, Words
+from tests.simulation.federation import FederationRun, PowerCut, failed, unlike_others
+from tests.tiny_workload import TinyWorkload
+from worker.ledger import LedgerEnd, SpentMark, read_ledger
+
+ROUNDING = 1e-6
+"""Two stochastic roundings of one update are nearer to each other than this, two updates are not."""
+
+
+def ledger_of(run: FederationRun, client: str) -> list[SpentMark]:
+    return read_ledger(run.storages[client].read("ledger.log") or b"", LedgerEnd())[0]
+
+
+def check_versions(run: FederationRun) -> None:
+    """Every version exists once, each made by the draw that was open."""
+    entries, weights = run.read_log()
+    changes = [entry for entry in entries if isinstance(entry, ChangeEntry)]
+    draws = [entry for entry in entries if isinstance(entry, DrawEntry)]
+    voids = [entry for entry in entries if isinstance(entry, VoidEntry)]
+    assert [change.version for change in changes] == list(range(1, run.plan.round.rounds + 1))
+    assert len(draws) == len(changes) + len(voids)
+    np.testing.assert_array_equal(weights[-1], run.coordinator.log.weights)
+
+
+def check_spending(run: FederationRun, messages: Sequence[tuple[str, Message]]) -> None:
+    """No update in two words, one vector per draw, and a ledger record for every vector that left."""
+    vectors: dict[tuple[str, bytes], set[bytes]] = defaultdict(set)
+    for client, message in messages:
+        if isinstance(message, Words):
+            vectors[client, message.draw].add(message.body)
+    assert {len(bodies) for bodies in vectors.values()} <= {1}
+    form = run.plan.sum_format(1, run.plan.codec.clipping_norm)
+    for client in run.clients:
+        marks = ledger_of(run, client)
+        left = [bodies for (sender, _), bodies in vectors.items() if sender == client]
+        assert len({mark.update for mark in marks}) == len(marks) >= len(left)
+        words = [read_words(body, form) for bodies in left for body in bodies]
+        updates = [open_mean(one, form, open_slots(one, form, 1).weight) for one in words]
+        for index, update in enumerate(updates):
+            for other in updates[:index]:
+                assert np.abs(update - other).max() > ROUNDING
+
+
+def check_offers(messages: Sequence[tuple[str, Message]]) -> None:
+    """A counter names one offer for ever, and a worker's counters rise."""
+    frames: dict[tuple[str, int], set[Any]] = defaultdict(set)
+    for client, message in messages:
+        if isinstance(message, Offer):
+            frames[client, message.counter].add(message)
+    assert {len(offers) for offers in frames.values()} <= {1}
+
+
+def check_all(run: FederationRun) -> None:
+    messages = run.from_workers()
+    check_versions(run)
+    check_spending(run, messages)
+    check_offers(messages)
+
+
+@pytest.fixture(autouse=True)
+def repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nonces decide who meets whom and in which order things happen: here they are the same in every run."""
+    source = random.Random(0)
+    monkeypatch.setattr("worker.service.secrets", SimpleNamespace(token_bytes=source.randbytes))
+
+
+# ── a quiet run ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_quiet_federation_counts_everybody_in_every_version() -> None:
+    run = FederationRun()
+    run.run()
+
+    check_all(run)
+    assert [figures["clients_counted"] for figures in run.figures()] == [4] * 5
+    assert run.count("refused") == run.count("draw_void") == run.count("client_lost") == 0
+    # One offer and one vector per client and version: everything else would be work for nothing.
+    kinds = [type(message) for _, message in run.from_workers()]
+    assert (kinds.count(Offer), kinds.count(Words)) == (20, 20)
+
+
+def test_mean_is_the_direct_example_weighted_mean_of_the_clients_updates() -> None:
+    """Dense, 32 bits, clipping norm and n_max above everything that occurs: FedAvg, to a millionth."""
+    run = FederationRun(clients=5, workload=TinyWorkload(features=200))
+    run.run()
+
+    _, weights = run.read_log()
+    for version in range(run.plan.round.rounds):
+        updates = [outcome for _, outcome in run.updates if outcome.task.version == version]
+        assert len(updates) == 5
+        assert len({update.num_examples for update in updates}) > 1
+        assert max(np.linalg.norm(update.values) for update in updates) < run.plan.codec.clipping_norm
+        stacked = np.stack([update.values for update in updates]).astype(np.float64)
+        direct = weights[version] + np.average(stacked, axis=0, weights=[u.num_examples for u in updates])
+        assert np.abs(weights[version + 1] - direct).max() <= 1e-6
+
+
+def test_sparse_updates_move_the_rounds_coordinates_only() -> None:
+    workload = TinyWorkload(features=63)
+    run = FederationRun(workload=workload, plan={"codec": {"selection": "random", "density": 0.25, "bits": 32}})
+    run.run()
+
+    _, weights = run.read_log()
+    assert [np.count_nonzero(after - before) for before, after in itertools.pairwise(weights)] == [16] * 5
+
+
+def test_a_cohort_trains_and_the_others_rest() -> None:
+    run = FederationRun(clients=6, processes=3, plan={"round": {"cohort_size": 3, "rounds": 6}})
+    run.run()
+
+    check_all(run)
+    assert [figures["clients_counted"] for figures in run.figures()] == [3] * 6
+    assert len(run.updates) == 18
+    assert len({client for client, _ in run.updates}) > 3
+
+
+# ── trouble ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_whatever_happens_every_version_is_reached_once(seed: int) -> None:
+    """Delays, duplicates, losses, broken connections, power cuts in the middle of a write, restarts from the disk."""
+    faults = Faults(
+        seed=seed,
+        delay=0.3,
+        delay_max_s=0.4,
+        duplicate=0.1,
+        drop_transient=0.1,
+        connection_loss=0.01,
+        outage_max_s=1.5,
+    )
+    run = FederationRun(clients=3 + seed % 3, processes=2, faults=faults, plan={"round": {"min_clients": 3}}, seed=seed)
+    chance = run.chance
+    run.duration_s = lambda: chance.uniform(0.0, 1.0)
+    run.tamper = lambda trained: unlike_others(trained, chance)
+    back_at: dict[int, float] = {}
+
+    def cut(boundary: str) -> None:
+        if chance.random() < 0.004:
+            raise PowerCut(boundary)
+
+    def trouble() -> None:
+        for index, process in enumerate(run.processes):
+            if process is None:
+                if run.now >= back_at.setdefault(index, run.now + chance.uniform(0.0, 5.0)):
+                    del back_at[index]
+                    run.start_worker(index)
+                    for client in run.shares[index]:
+                        run.storages[client].on_boundary = cut
+            elif chance.random() < 0.002:
+                run.crash_worker(index)
+        if chance.random() < 0.0005:
+            run.crash_coordinator()
+
+    run.run(each_turn=trouble)
+    check_all(run)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_coordinator_that_is_killed_again_and_again_goes_on(seed: int) -> None:
+    run = FederationRun(clients=4, seed=seed)
+    run.duration_s = lambda: run.chance.uniform(0.0, 0.5)
+    run.tamper = lambda trained: unlike_others(trained, run.chance)
+    crashes = 0
+
+    def trouble() -> None:
+        nonlocal crashes
+        if crashes < 12 and run.chance.random() < 0.25:
+            crashes += 1
+            run.crash_coordinator()
+
+    run.run(each_turn=trouble)
+    check_all(run)
+    assert crashes > 3
+
+
+def test_a_broker_that_restarts_costs_no_client() -> None:
+    run = FederationRun(plan={"round": {"rounds": 8}})
+    run.duration_s = lambda: 0.3
+    restarted: set[int] = set()
+
+    def trouble() -> None:
+        if run.version in (2, 5) and run.version not in restarted:
+            restarted.add(run.version)
+            run.broker.restart()
+
+    run.run(each_turn=trouble)
+    check_all(run)
+    assert restarted == {2, 5}
+    assert run.count("client_lost") == 0
+
+
+def test_nobody_is_lost_while_the_broker_is_away() -> None:
+    run = FederationRun()
+    run.duration_s = lambda: 0.3
+    run.run(until=lambda: run.version == 2)
+    for seat in (run.coordinator_transport, *(p.transport for p in run.processes if p is not None)):
+        run.broker.disconnect(seat, outage_s=300.0)
+    away_at = run.now
+    run.run()
+
+    check_all(run)
+    assert run.now > away_at + 300.0
+    assert run.count("client_lost") == run.count("draw_void") == run.count("group_given_up") == 0
+    assert [figures["clients_counted"] for figures in run.figures()] == [4] * 5
+
+
+def test_a_client_that_cannot_train_once_misses_one_version() -> None:
+    run = FederationRun()
+    doomed = ("client-1", 2)
+    run.tamper = lambda trained: (
+        failed(trained, "no data today") if (trained.client, trained.outcome.task.version) == doomed else trained
+    )
+    run.run()
+
+    check_all(run)
+    assert [figures["clients_counted"] for figures in run.figures()] == [4, 4, 3, 4, 4]
+    assert run.count("client_training_failed") == 1
+    assert run.count("client_lost") == 0
+
+
+# ── the demonstration ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("drop_at", [None, "training", "offer", "words"])
+def test_dropped_clients_are_named_with_their_version_and_phase(drop_at: str | None) -> None:
+    options = DemoOptions(clients=9, processes=2, rounds=6, drop=3, drop_at=drop_at, partition="iid")
+    notes = list(Simulation(options).run())
+
+    lost = [note.fields for note in notes if note.event == "client_lost"]
+    assert sorted(fields["client"] for fields in lost) == ["client-007", "client-008", "client-009"]
+    expected = ["training", "offer", "words"] if drop_at is None else [drop_at] * 3
+    assert [fields["phase"] for fields in sorted(lost, key=lambda fields: fields["client"])] == expected
+    assert {fields["version"] for fields in lost} == {2}
+    rounds = [note.fields for note in notes if note.event == "round_finished"]
+    assert [fields["version"] for fields in rounds] == [1, 2, 3, 4, 5, 6]
+    assert rounds[-1]["clients_counted"] == 6
+
+
+def test_a_simulation_learns_digits() -> None:
+    notes = list(Simulation(DemoOptions(rounds=10, partition="iid")).run())
+
+    accuracies = [note.fields["accuracy"] for note in notes if note.event == "round_finished"]
+    assert len(accuracies) == 10
+    assert accuracies[-1] >= 0.85

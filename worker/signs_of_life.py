@@ -1,0 +1,101 @@
+"""Where does a client stand, and when does it tell the coordinator?
+
+A status goes up on every lasting change of phase, and every `status_interval_s` without another sign of life.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import StrEnum
+
+from shared.modellog.reader import LogReader
+from shared.wire.messages import ClientState, Status
+
+STATUS_INTERVAL_S = 8.0
+"""Until the plan is known."""
+
+STATUS_DEBOUNCE_S = 0.1
+"""A phase that lasts no longer than this is not worth a status."""
+
+REASON_MAX = 500
+
+
+class Phase(StrEnum):
+    """Where a client stands."""
+
+    WAITING = "waiting"
+    IDLE = "idle"
+    TRAINING = "training"
+    SAVING = "saving"
+    OFFERING = "offering"
+    OFFERED = "offered"
+    SPENDING = "spending"
+    IN_GROUP = "in_group"
+    FAILED = "failed"
+    MISMATCH = "mismatch"
+    DRAINED = "drained"
+
+
+_STATUS_OF = {
+    Phase.TRAINING: ClientState.TRAINING,
+    Phase.SAVING: ClientState.TRAINING,
+    Phase.OFFERING: ClientState.OFFERED,
+    Phase.OFFERED: ClientState.OFFERED,
+    Phase.SPENDING: ClientState.IN_GROUP,
+    Phase.IN_GROUP: ClientState.IN_GROUP,
+    Phase.FAILED: ClientState.TRAINING_FAILED,
+    Phase.MISMATCH: ClientState.PLAN_MISMATCH,
+    Phase.DRAINED: ClientState.DRAINING,
+}
+
+_URGENT = (Phase.FAILED, Phase.MISMATCH, Phase.DRAINED)
+
+
+class SignsOfLife:
+    """When one client's next status is due, and what it says."""
+
+    def __init__(self, log: LogReader, worker: str, sequence: Callable[[], int]) -> None:
+        """
+        Args:
+            log: the worker's reader (read only here).
+            worker: the process that speaks.
+            sequence: numbers that rise with every call, also over restarts.
+        """
+        self._log = log
+        self._worker = worker
+        self._sequence = sequence
+        self._announce_at = math.inf
+        self._heartbeat_at = 0.0
+
+    @property
+    def next_at(self) -> float:
+        """When the next status is due (seconds, monotonic)."""
+        return min(self._announce_at, self._heartbeat_at)
+
+    def changed(self, phase: Phase, now: float) -> None:
+        """The phase is new. Offers and words announce themselves, and short phases are not news."""
+        if phase in (Phase.OFFERED, Phase.IN_GROUP):
+            self._announce_at = math.inf
+        else:
+            self._announce_at = now if phase in _URGENT else now + STATUS_DEBOUNCE_S
+
+    def heard(self, now: float) -> None:
+        """Another sign of life has left: the next status may wait."""
+        plan = self._log.plan
+        self._heartbeat_at = now + (plan.round.status_interval_s if plan else STATUS_INTERVAL_S)
+
+    def status(self, phase: Phase, counter: int, reason: str, now: float) -> Status:
+        """The status that is due."""
+        self._announce_at = math.inf
+        self.heard(now)
+        chain = self._log.chain
+        return Status(
+            sequence=self._sequence(),
+            counter=counter,
+            state=_STATUS_OF.get(phase, ClientState.IDLE),
+            version=chain.version if chain else 0,
+            worker=self._worker,
+            log_position="following" if chain else "absent",
+            reason=reason[:REASON_MAX] if phase in (Phase.FAILED, Phase.MISMATCH) else "",
+        )
