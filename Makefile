@@ -5,10 +5,10 @@ N ?= 8
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup broker lint test demo up down workers scale status logs bench clean
+.PHONY: help setup broker lint test demo up down workers scale status logs compose-up compose-down bench clean
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 .venv/stamp: pyproject.toml constraints.txt
 	@deploy/setup/venv.sh $(PYTHON)
@@ -33,7 +33,7 @@ up: setup broker ## start broker, coordinator and 20 enrolled clients in the bac
 down: setup ## stop them; ARGS=--purge removes what they learnt, too
 	$(BIN)/comitia down $(ARGS)
 
-workers: setup ## start N=8 worker processes that share out the free seats
+workers: setup ## start N=8 worker processes that share out the clients
 	$(BIN)/comitia workers $(N)
 
 scale: setup ## change the number of worker processes to N=8
@@ -45,10 +45,17 @@ status: setup ## show how far the local stack is, and its processes
 logs: setup ## follow the logs of the local stack
 	$(BIN)/comitia logs $(ARGS)
 
+compose-up: setup ## the same in containers, by deploy/compose.yaml, with N=8 workers
+	N=$(N) deploy/stack/compose.sh up $(ARGS)
+
+compose-down: setup ## stop them; ARGS=--volumes removes what they learnt, too
+	deploy/stack/compose.sh down $(ARGS)
+
 bench: setup broker ## measure the hot paths and a round
 	$(BIN)/python -m tests.bench $(ARGS)
 
-clean: ## stop the local stack and remove everything that was made here
+clean: ## stop the local stacks and remove everything that was made here
 	[ ! -x $(BIN)/comitia ] || $(BIN)/comitia down
+	[ ! -e .comitia/compose/env ] || deploy/stack/compose.sh down --volumes
 	rm -rf .venv .comitia build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -101,8 +101,8 @@ def sign_flip(own: FloatVector, known: Knowledge, source: np.random.Generator) -
 def noise(own: FloatVector, known: Knowledge, source: np.random.Generator) -> FloatVector:
     """Gaussian noise of about ten clipping norms."""
     count = known.sent.shape[1]
-    values = source.standard_normal(count, dtype=np.float32)
-    return values * np.float32(NOISE_NORM * known.clipping_norm / math.sqrt(count))
+    deviation = NOISE_NORM * known.clipping_norm / math.sqrt(count)
+    return np.asarray(source.normal(0.0, deviation, count), dtype=np.float32)
 
 
 def max_norm(own: FloatVector, known: Knowledge, source: np.random.Generator) -> FloatVector:

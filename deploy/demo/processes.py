@@ -14,22 +14,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from coordinator.settings import plan_of
 from deploy.brokers.broker import Broker
-from deploy.demo.options import DemoOptions
+from deploy.demo.options import DemoOptions, settings_from
 from deploy.demo.simulation import shares
 from deploy.federation_keys import FederationKeys, make_federation_keys
 from deploy.leash import Leashed
+from deploy.log_lines import parse_note
 from shared.errors import ComitiaError
+from shared.workloads.loading import load_workload
 
 POLL_S = 0.1
 GRACE_S = 10.0
 LAST_LINES = 5
+BROKER_SETTINGS = "COMITIA_BROKER_"
+"""What is set of these holds for the processes too: certificates, for example."""
+
+USERS_MISTAKE = ComitiaError.exit_code
 
 
 class ProcessFailed(ComitiaError):
     """A process of the federation ended that should not have; its last words are in the message."""
 
     exit_code = 1
+
+
+class UsersMistake(ComitiaError):
+    """A process of the federation could not begin; its message is the reason and the remedy."""
 
 
 @dataclass
@@ -55,6 +66,7 @@ class Processes:
         keys = make_federation_keys(self.directory / "federation", federation, self.options.clients)
         environment = self._environment(keys)
         plan = self.options.coordinator_environment(keys.clients)
+        _refuse_unsound(plan, keys)
         self._coordinator = self._start("coordinator", ["coordinator"], environment | plan)
         for number, (clients, phase) in enumerate(shares(self.options, keys.clients), start=1):
             name = f"worker-{number}"
@@ -89,7 +101,7 @@ class Processes:
                 rest += lines.read()
                 *whole, rest = rest.split(b"\n")
                 for line in whole:
-                    note = _parse(line)
+                    note = parse_note(line)
                     if note is not None:
                         yield note
                 if not alive:
@@ -98,30 +110,36 @@ class Processes:
                     self._check_workers()
                     yield None
                     time.sleep(POLL_S)
-        if self._coordinator.exit_code != 0:
-            raise ProcessFailed(
-                f"the coordinator ended with code {self._coordinator.exit_code}:\n{self._tail('coordinator')}"
-            )
+        self._check("coordinator", self._coordinator)
 
     def worker_notes(self) -> Iterator[dict[str, Any]]:
         """All log lines of all workers so far."""
         for name in self._workers:
             for line in self._log(name).read_bytes().splitlines():
-                note = _parse(line)
+                note = parse_note(line)
                 if note is not None:
                     yield note
 
     def _check_workers(self) -> None:
         for name, process in self._workers.items():
             if name not in self._doomed and not process.alive:
-                raise ProcessFailed(f"{name} ended with code {process.exit_code}:\n{self._tail(name)}")
+                self._check(name, process)
+                raise ProcessFailed(f"{name} ended before the run did")
+
+    def _check(self, name: str, process: Leashed) -> None:
+        if process.exit_code == USERS_MISTAKE:
+            # The process has put it in one line.
+            raise UsersMistake(self._last_lines(name, 1).removeprefix("comitia: "))
+        if process.exit_code != 0:
+            raise ProcessFailed(f"{name} ended with code {process.exit_code}:\n{self._last_lines(name, LAST_LINES)}")
 
     def _start(self, name: str, arguments: list[str], environment: dict[str, str]) -> Leashed:
         command = [sys.executable, "-m", "deploy.cli", *arguments]
         return Leashed(command, environment=environment, directory=Path.cwd(), log=self._log(name), grace_s=GRACE_S)
 
     def _environment(self, keys: FederationKeys) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("COMITIA_")}
+        ours = {name for name in os.environ if name.startswith("COMITIA_") and not name.startswith(BROKER_SETTINGS)}
+        inherited = {name: value for name, value in os.environ.items() if name not in ours}
         return inherited | {
             "COMITIA_BROKER_URLS": self.broker.url,
             "COMITIA_FEDERATION_DIR": str(keys.root),
@@ -136,8 +154,15 @@ class Processes:
     def _log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
 
-    def _tail(self, name: str) -> str:
-        return "\n".join(self._log(name).read_text(errors="replace").splitlines()[-LAST_LINES:])
+    def _last_lines(self, name: str, count: int) -> str:
+        return "\n".join(self._log(name).read_text(errors="replace").splitlines()[-count:])
+
+
+def _refuse_unsound(plan: dict[str, str], keys: FederationKeys) -> None:
+    """Refuse a plan that cannot hold here and at once, and not in the log of a process."""
+    settings = settings_from(plan)
+    workload = load_workload(settings.workload, settings.workload_options)
+    plan_of(settings, keys.directory, workload).check_clients(len(keys.clients))
 
 
 def keep_recent(directory: Path, count: int) -> None:
@@ -145,12 +170,3 @@ def keep_recent(directory: Path, count: int) -> None:
     runs = sorted((path for path in directory.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
     for path in runs[:-count] if count else runs:
         shutil.rmtree(path)
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """A structured log line; None for anything else that a process printed."""
-    try:
-        note = json.loads(line)
-    except ValueError:
-        return None
-    return note if isinstance(note, dict) and "event" in note else None

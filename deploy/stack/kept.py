@@ -11,10 +11,9 @@ any         it is asked to stop      stopping, then ended
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from deploy.stack.files import ProcessPresent, ProcessState
 
@@ -159,12 +158,3 @@ class Kept:
             lines = log.read().decode(errors="replace").splitlines()
         plain = [line for line in lines if line.strip() and parse_note(line.encode()) is None]
         return plain[-1].removeprefix("comitia: ") if plain else f"see {self._log}"
-
-
-def parse_note(line: bytes) -> dict[str, Any] | None:
-    """A structured log line; None for anything else that a process printed."""
-    try:
-        note = json.loads(line)
-    except ValueError:
-        return None
-    return note if isinstance(note, dict) and "event" in note else None

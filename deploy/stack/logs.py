@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deploy.stack.kept import parse_note
+from deploy.log_lines import parse_note
 
 POLL_S = 0.2
 _SHOWN_APART = {"event", "level", "timestamp", "process", "federation", "worker"}

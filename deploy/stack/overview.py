@@ -11,8 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from deploy.log_lines import parse_note
 from deploy.stack.files import Present, ProcessPresent
-from deploy.stack.kept import parse_note
 
 
 @dataclass
