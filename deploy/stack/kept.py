@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from deploy.log_lines import parse_note
 from deploy.stack.files import ProcessPresent, ProcessState
 
 PAUSE_S = 1.0
