@@ -6,7 +6,9 @@ is still extreme.
 
 Pure kernels on arrays. The vectors are first put into an order that depends on their values alone; everything behind
 that computes with one fixed sequence, so the result has the same bits whatever order the groups came in.
-Mixing and trimming share one pass over tiles of columns: the mixed vectors never exist as a whole.
+Mixing and trimming share one pass over tiles of columns: the mixed vectors never exist as a whole. Matrix products are
+torch's, on memory that torch allocated: its threads are set by the process (numpy's would spin on every core), and
+the library may add in another order for memory that is aligned otherwise.
 
 Reference: Allouah et al., Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity (2023), algorithm 2.
 """
@@ -18,6 +20,7 @@ from functools import cmp_to_key
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from coordinator.aggregator.robust import checked_count, require_finite, trimmed_mean
 from shared.codec.flatten import FloatVector
@@ -26,7 +29,7 @@ from shared.errors import LocalProtocolError
 Selection = npt.NDArray[np.bool_]
 """(m, m): row i marks the vectors that vector i is mixed from."""
 
-Matrix = npt.NDArray[np.float32]
+Distances = npt.NDArray[np.float64]
 
 _TILE_BYTES = 2 * 1024 * 1024
 _TILE_COLUMNS = (256, 16 * 1024)
@@ -56,11 +59,11 @@ def nnm_trimmed_mean(vectors: Sequence[FloatVector], trim: int) -> FloatVector:
     mixture = Mixture(nearest(squared_distances(ordered), len(vectors) - trim))
     result = np.empty(count, dtype=np.float32)
     width = _tile_width(count, 4 * len(vectors))
-    source, mixed = np.empty((2, len(vectors), width + _ROW_PADDING), dtype=np.float32)
+    source, mixed = torch.empty((2, len(vectors), width + _ROW_PADDING))
     for start in range(0, count, width):
         size = min(width, count - start)
         rows = mixture.mix([vector[start : start + size] for vector in ordered], source[:, :size], mixed[:, :size])
-        result[start : start + size] = trimmed_mean(list(rows), trim)
+        result[start : start + size] = trimmed_mean(list(rows.numpy()), trim)
     return result
 
 
@@ -78,7 +81,7 @@ def _compare(left: FloatVector, right: FloatVector) -> int:
     return 0
 
 
-def squared_distances(vectors: Sequence[FloatVector]) -> npt.NDArray[np.float64]:
+def squared_distances(vectors: Sequence[FloatVector]) -> Distances:
     """Return all squared L2 distances, (m, m) float64, from the Gram matrix in one pass over tiles of columns.
 
     Products of float32 are exact in float64, and a pair's distance is made of that pair's numbers alone, so a
@@ -89,19 +92,20 @@ def squared_distances(vectors: Sequence[FloatVector]) -> npt.NDArray[np.float64]
     """
     rows, count = len(vectors), len(vectors[0])
     width = _tile_width(count, 8 * rows)
-    gram = np.zeros((rows, rows), dtype=np.float64)
-    tile = np.empty((rows, width), dtype=np.float64)
+    gram = torch.zeros((rows, rows), dtype=torch.float64)
+    tile = torch.empty((rows, width), dtype=torch.float64)
     for start in range(0, count, width):
         columns = tile[:, : min(width, count - start)]
-        for row, vector in zip(columns, vectors, strict=True):
+        for row, vector in zip(columns.numpy(), vectors, strict=True):
             np.copyto(row, vector[start : start + width])
-        gram += columns @ columns.T
-    lengths = gram.diagonal()
+        gram.addmm_(columns, columns.T)
+    products: Distances = gram.numpy()
+    lengths = products.diagonal()
     require_finite(lengths)
-    return np.maximum(lengths[:, None] + lengths[None, :] - 2.0 * gram, 0.0)
+    return np.maximum(lengths[:, None] + lengths[None, :] - 2.0 * products, 0.0)
 
 
-def nearest(distances: npt.NDArray[np.float64], keep: int) -> Selection:
+def nearest(distances: Distances, keep: int) -> Selection:
     """Mark in each row the `keep` smallest distances: itself always, of equal ones those with the lower index.
 
     Args:
@@ -127,18 +131,20 @@ class Mixture:
         shared = selection.all(axis=0)
         self._order = [*np.flatnonzero(shared), *np.flatnonzero(~shared)]
         self._shared = int(shared.sum())
-        self._marks = selection[:, ~shared].astype(np.float32)
+        self._marks = torch.from_numpy(selection[:, ~shared].astype(np.float32))
         self._factor = np.float32(1.0 / selection[0].sum())
 
-    def mix(self, vectors: Sequence[FloatVector], source: Matrix, out: Matrix) -> Matrix:
+    def mix(self, vectors: Sequence[FloatVector], source: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Write row i of `out` (m, w): the mean of the vectors (w,) that row i of the selection marks; return `out`.
 
         `source` (m, w) is overwritten. Values are divided before they are added, so no sum overflows.
         """
-        for row, index in zip(source, self._order, strict=True):
+        rows = source.numpy()
+        for row, index in zip(rows, self._order, strict=True):
             np.multiply(vectors[index], self._factor, out=row)
-        np.matmul(self._marks, source[self._shared :], out=out)
-        out += source[: self._shared].sum(axis=0)
+        torch.mm(self._marks, source[self._shared :], out=out)
+        mixed = out.numpy()
+        mixed += rows[: self._shared].sum(axis=0)
         return out
 
 

@@ -1,7 +1,7 @@
 """How do several group means become one aggregate?
 
-Pure kernels on arrays. All give the same bits whatever order the groups came in (`weighted_mean` excepted), and none
-copies its input: they work through columns in tiles that stay in the cache, and need at most 3 MiB beside the result.
+Pure kernels on arrays. All give the same bits whatever order the groups came in, and none copies its input: they work
+through columns in tiles that stay in the cache, and need at most 3 MiB beside the result.
 Every input has to be finite; a gate in front drops what is not.
 """
 
@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from shared.codec.flatten import FloatVector
-from shared.codec.quantize import BLOCK, SumFormat, Words, signed_view
+from shared.codec.quantize import BLOCK, SignedWords, SumFormat, Words, signed_view
 from shared.errors import LocalProtocolError
 
 _NETWORK_ROWS_MAX = 32
@@ -26,6 +25,8 @@ _SORTED_TILE_BYTES = 2 * 1024 * 1024  # calls into numpy cost more than what lea
 _ROW_PADDING = 16  # float32 elements: rows a power of two apart would all fall into the same cache sets
 _SMALL_COUNT = 2**22
 _NARROW_MEMBERS_MAX = 256
+_NARROW_SUMS_MAX = 2**16 - 1  # sums of as many 16-bit words fit 32 bits, even if all are forged
+_WIDENED_COUNT = 512 * 1024  # long runs: here the memory's prefetching is worth more than the cache
 
 Comparator = tuple[int, int, bool, bool]
 """(wire of the smaller, wire of the larger, smaller needed, larger needed)."""
@@ -37,22 +38,26 @@ Step = tuple[np.ufunc, int, int, int]
 class MeanAccumulator:
     """The example-weighted mean over all members of all groups, added up as group sums come.
 
-    Words become integers of one common fixed-point scale, whatever their groups' sizes, and integers add exactly. So
-    the result does not depend on order, and no group's vector is kept. A sum of all members cannot wrap.
+    Integers add exactly, so the result does not depend on order, and no group's vector is kept. A sum of all members
+    cannot wrap.
 
-    The accumulator takes 8 bytes per coordinate: the scale then resolves far below a word. Above 4 million
-    coordinates and up to 256 members it takes 4, at an error of the mean of at most
-    members * C / (2**31 * mean weight).
+    Words of 16 bits are added as they are, at 4 bytes per coordinate for each size of group that there is. Words of 32
+    bits first become integers of one common fixed-point scale, whatever their groups' sizes, at 8 bytes per
+    coordinate: the scale then resolves far below a word. Above 4 million coordinates and up to 256 members these take 4
+    bytes, at an error of the mean of at most members * C / (2**31 * mean weight).
 
     Reference: McMahan et al., Communication-Efficient Learning of Deep Networks (2017), algorithm 1.
     """
 
     def __init__(self, count: int, members_max: int, clipping_norm: float) -> None:
         narrow = count > _SMALL_COUNT and members_max <= _NARROW_MEMBERS_MAX
-        self._total: npt.NDArray[np.signedinteger[Any]] = np.zeros(count, dtype=np.int32 if narrow else np.int64)
-        self._members_left = members_max
+        self._count = count
+        self._common_type = np.dtype(np.int32 if narrow else np.int64)
+        self._members_max = self._members_left = members_max
         # Forged words may reach 2**(b-1), up to twice the honest bound: one bit is left for that, one is the sign.
-        self._scale = 2.0 ** (self._total.itemsize * 8 - 2) / (members_max * clipping_norm)
+        self._common_scale = 2.0 ** (self._common_type.itemsize * 8 - 2) / (members_max * clipping_norm)
+        self._totals: dict[float, npt.NDArray[np.signedinteger[Any]]] = {}
+        self._widened = np.empty(0, dtype=np.int32)
         self._weights: list[float] = []
 
     @property
@@ -66,18 +71,16 @@ class MeanAccumulator:
         Raises:
             LocalProtocolError: the words do not fit, or there are more members than were announced.
         """
-        if words.shape != (form.length,) or form.count != len(self._total):
-            raise LocalProtocolError(f"{words.shape} words do not fit a mean over {len(self._total)} coordinates")
+        if words.shape != (form.length,) or form.count != self._count:
+            raise LocalProtocolError(f"{words.shape} words do not fit a mean over {self._count} coordinates")
         if form.members > self._members_left:
             raise LocalProtocolError(f"a group of {form.members}, but {self._members_left} members are left to add")
         signed = signed_view(words)[: form.count]
-        factor = self._scale / form.scale
-        block = np.empty(min(BLOCK, form.count), dtype=np.float64)
-        for start in range(0, form.count, BLOCK):
-            part = block[: min(BLOCK, form.count - start)]
-            np.multiply(signed[start : start + BLOCK], factor, out=part, dtype=np.float64)
-            np.rint(part, out=part)
-            self._total[start : start + BLOCK] += part.astype(self._total.dtype)
+        if form.bits == 16 and self._members_max <= _NARROW_SUMS_MAX:
+            self._add_exactly(signed, self._total(form.scale, np.dtype(np.int32)))
+        else:
+            total = self._total(self._common_scale, self._common_type)
+            _add_rescaled(signed, self._common_scale / form.scale, total)
         self._members_left -= form.members
         self._weights.append(weight)
 
@@ -89,43 +92,40 @@ class MeanAccumulator:
         """
         if not self._weights:
             raise LocalProtocolError("a mean of no groups")
-        total, count = self._total, len(self._total)
         # fsum is correctly rounded, hence independent of order.
-        factor = 1.0 / (self._scale * math.fsum(self._weights))
-        result = total.view(np.float32)[:count]
-        block = np.empty(min(BLOCK, count), dtype=np.float64)
-        for start in range(0, count, BLOCK):
+        weight = math.fsum(self._weights)
+        totals = [(1.0 / (scale * weight), total) for scale, total in sorted(self._totals.items())]
+        result = totals[0][1].view(np.float32)[: self._count]
+        for start in range(0, self._count, BLOCK):
             # The float32 block ends where its integers begin or earlier, so writing forward destroys nothing unread.
-            part = block[: min(BLOCK, count - start)]
-            np.multiply(total[start : start + BLOCK], factor, out=part, dtype=np.float64)
+            part = np.zeros(min(BLOCK, self._count - start), dtype=np.float64)
+            for factor, total in totals:
+                part += total[start : start + BLOCK] * factor
             np.copyto(result[start : start + BLOCK], part, casting="same_kind")
-        self._weights = []
-        self._total = np.zeros(0, dtype=np.int64)
+        self._weights, self._totals = [], {}
         return result
 
+    def _total(self, scale: float, dtype: np.dtype[Any]) -> npt.NDArray[np.signedinteger[Any]]:
+        if scale not in self._totals:
+            self._totals[scale] = np.zeros(self._count, dtype=dtype)
+        return self._totals[scale]
 
-def weighted_mean(vectors: Sequence[FloatVector], weights: Sequence[float]) -> FloatVector:
-    """Return sum(w * x) / sum(w) over (k,) float32 vectors, in float32.
+    def _add_exactly(self, signed: SignedWords, total: npt.NDArray[np.signedinteger[Any]]) -> None:
+        if self._widened.size == 0:
+            self._widened = np.empty(min(_WIDENED_COUNT, self._count), dtype=np.int32)
+        for start in range(0, self._count, _WIDENED_COUNT):
+            part = self._widened[: min(_WIDENED_COUNT, self._count - start)]
+            np.copyto(part, signed[start : start + _WIDENED_COUNT])
+            total[start : start + _WIDENED_COUNT] += part
 
-    Floating-point sums depend on their order: the caller sorts by group.
 
-    Raises:
-        LocalProtocolError: no vector, lengths differ, a value is not finite, or weights are not positive.
-    """
-    count = checked_count(vectors)
-    if len(weights) != len(vectors) or not all(math.isfinite(weight) and weight > 0.0 for weight in weights):
-        raise LocalProtocolError("a weighted mean needs one positive weight per vector")
-    total = math.fsum(weights)
-    shares = [weight / total for weight in weights]
-    result = np.zeros(count, dtype=np.float32)
-    scratch = np.empty(min(BLOCK, count), dtype=np.float32)
-    for start in range(0, count, BLOCK):
-        # Blocks of torch's grain size stay on this thread; its fused multiply-add is the one pass that this needs.
-        accumulator = torch.from_numpy(result[start : start + BLOCK])
-        for vector, share in zip(vectors, shares, strict=True):
-            accumulator.add_(torch.from_numpy(_writable(vector[start : start + BLOCK], scratch)), alpha=share)
-        require_finite(result[start : start + BLOCK])
-    return result
+def _add_rescaled(signed: SignedWords, factor: float, total: npt.NDArray[np.signedinteger[Any]]) -> None:
+    block = np.empty(min(BLOCK, len(total)), dtype=np.float64)
+    for start in range(0, len(total), BLOCK):
+        part = block[: min(BLOCK, len(total) - start)]
+        np.multiply(signed[start : start + BLOCK], factor, out=part, dtype=np.float64)
+        np.rint(part, out=part)
+        total[start : start + BLOCK] += part.astype(total.dtype)
 
 
 def trimmed_mean(vectors: Sequence[FloatVector], trim: int) -> FloatVector:
@@ -319,12 +319,3 @@ def require_finite(values: npt.NDArray[np.floating[Any]]) -> None:
     """
     if not np.isfinite(values).all():
         raise LocalProtocolError("a value that is not finite reached the aggregation; a gate has to drop it before")
-
-
-def _writable(part: FloatVector, scratch: FloatVector) -> FloatVector:
-    """torch warns about read-only memory, so such a block goes through `scratch`."""
-    if part.flags.writeable:
-        return part
-    copy = scratch[: len(part)]
-    np.copyto(copy, part)
-    return copy

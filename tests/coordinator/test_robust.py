@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import tracemalloc
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from coordinator.aggregator.robust import MeanAccumulator, comparators, trimmed_mean, weighted_mean
+from coordinator.aggregator.robust import MeanAccumulator, comparators, coordinate_median, trimmed_mean
 from shared.codec.quantize import SumFormat, Words, open_slots, quantize, write_slots
 from shared.errors import LocalProtocolError
 
@@ -112,18 +113,29 @@ def test_vectors_longer_than_a_tile(rows: int) -> None:
     assert np.abs(result - expected).max() < 1e-6
 
 
-@given(st.integers(1, 6), st.integers(1, 50), st.integers(0, 2**32 - 1))
-def test_weighted_mean_equals_its_definition(rows: int, count: int, seed: int) -> None:
-    source = np.random.default_rng(seed)
-    matrix = source.standard_normal((rows, count)).astype(np.float32)
-    weights = source.uniform(0.1, 5.0, rows).tolist()
-    read_only = matrix.copy()
-    read_only.flags.writeable = False
+@settings(max_examples=100)
+@given(vectors_and_trim(), st.randoms(use_true_random=False))
+def test_the_median_equals_its_definition_in_any_order(case: tuple[np.ndarray, int], random: object) -> None:
+    rows = list(case[0])
 
-    result = weighted_mean(list(matrix), weights)
+    result = coordinate_median(rows)
+    random.shuffle(rows)  # type: ignore[attr-defined]
 
-    assert np.abs(result - np.average(matrix.astype(np.float64), axis=0, weights=weights)).max() < 1e-6
-    assert weighted_mean(list(read_only), weights).tobytes() == result.tobytes()
+    exact = [statistics.median(float(value) for value in column) for column in case[0].T]
+    assert result == pytest.approx(np.array(exact), rel=1e-6, abs=1e-30)
+    assert coordinate_median(rows).tobytes() == result.tobytes()
+
+
+@pytest.mark.parametrize("rows", [5, 6, 41, 42])
+def test_just_under_half_of_the_senders_do_not_move_the_median_out_of_the_others(rows: int) -> None:
+    source = np.random.default_rng(rows)
+    honest = [source.standard_normal(100).astype(np.float32) for _ in range(rows // 2 + 1)]
+    attackers = [np.full(100, 1e30, dtype=np.float32)] * (rows - len(honest))
+
+    result = coordinate_median([*honest, *attackers])
+
+    assert (result <= np.max(honest, axis=0)).all()
+    assert (result >= np.min(honest, axis=0)).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -135,7 +147,7 @@ def test_values_that_are_not_finite_never_get_through(rows: int, bad: float) -> 
     with pytest.raises(LocalProtocolError, match="finite"):
         trimmed_mean(vectors, 1)
     with pytest.raises(LocalProtocolError, match="finite"):
-        weighted_mean(vectors, [1.0] * rows)
+        coordinate_median(vectors)
 
 
 def test_what_cannot_be_aggregated_is_refused() -> None:
@@ -147,8 +159,8 @@ def test_what_cannot_be_aggregated_is_refused() -> None:
         lambda: trimmed_mean([], 0),
         lambda: trimmed_mean([*vectors, np.zeros(3, dtype=np.float32)], 0),
         lambda: trimmed_mean([np.zeros(2)], 0),
-        lambda: weighted_mean(vectors, [1.0]),
-        lambda: weighted_mean(vectors, [1.0, 0.0]),
+        lambda: coordinate_median([]),
+        lambda: coordinate_median([*vectors, np.zeros(3, dtype=np.float32)]),
     ):
         with pytest.raises(LocalProtocolError):
             attempt()
@@ -159,8 +171,8 @@ def test_aggregates_take_little_memory_beside_their_result(rows: int) -> None:
     count = 500_000
     vectors = [np.full(count, row, dtype=np.float32) for row in range(rows)]
 
-    for aggregate in (lambda: trimmed_mean(vectors, 1), lambda: weighted_mean(vectors, [1.0] * rows)):
-        assert peak_bytes(aggregate) - 4 * count < 16 * 2**20
+    for aggregate in (lambda: trimmed_mean(vectors, 1), lambda: coordinate_median(vectors)):
+        assert peak_bytes(aggregate) - 4 * count < 4 * 2**20
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -236,6 +248,25 @@ def test_a_large_mean_is_exact_enough_in_four_bytes_per_coordinate(monkeypatch: 
 
     assert np.abs(means[0] - updates.astype(np.float64).mean(axis=0)).max() <= 1e-6
     assert peak < 4 * count + 2 * 2**20  # the result lies where the sum lay
+
+
+@pytest.mark.parametrize("sizes", [[1] * 6, [2, 3, 2, 3]])
+def test_words_of_16_bits_take_4_bytes_for_each_size_of_group(sizes: list[int]) -> None:
+    count = 3_000_000
+    forms = [SumFormat(count=count, bits=16, members=n, clipping_norm=1.0) for n in sizes]
+    words = np.full(forms[0].length, 7, dtype=forms[0].word_type)
+    means: list[np.ndarray] = []
+
+    def add_up() -> None:
+        accumulator = MeanAccumulator(count, sum(sizes), 1.0)
+        for form in forms:
+            accumulator.add(words, form, 1.0)
+        means.append(accumulator.take())
+
+    peak = peak_bytes(add_up)
+
+    assert peak < 4 * count * len(set(sizes)) + 5 * 2**20
+    assert np.allclose(means[0], 7 * sum(1 / form.scale for form in forms) / len(sizes), rtol=1e-6)
 
 
 @pytest.mark.parametrize("small", [10, 10_000])
