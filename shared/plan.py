@@ -61,10 +61,15 @@ class CodecPlan(_Part):
 
 
 class AggregationPlan(_Part):
-    """How group means become one step. `quorum` counts group sums; None means 60 % of the draw's groups."""
+    """How group means become one step.
 
-    rule: Literal["trimmed-mean", "mean"] = "trimmed-mean"
+    `trim` is how many attacked groups the rule must bear. `gates` drop sums that no honest group can send; each one
+    dropped need not be trimmed any more. `quorum` counts group sums; None means 60 % of the draw's groups.
+    """
+
+    rule: Literal["nnm-trimmed-mean", "trimmed-mean", "median", "mean"] = "nnm-trimmed-mean"
     trim: Annotated[int, Field(ge=0)] = 1
+    gates: bool = True
     quorum: Annotated[int, Field(ge=1)] | None = None
     server_optimizer: OptimizerChoice = OptimizerChoice()
 
@@ -238,8 +243,8 @@ def _refusals(plan: Plan) -> Iterator[str]:
     aggregation, codec, rounds = plan.aggregation, plan.codec, plan.round
     if plan.group_size != 1:
         yield f"group_size={plan.group_size}: secure groups are not part of this version; use 1"
-    if aggregation.rule == "mean" and aggregation.trim:
-        yield f"aggregation.trim={aggregation.trim} has no effect with the rule 'mean'; set trim to 0"
+    if aggregation.rule in ("mean", "median") and aggregation.trim:
+        yield f"aggregation.trim={aggregation.trim} has no effect with the rule {aggregation.rule!r}; set trim to 0"
     if aggregation.quorum is not None and 2 * aggregation.trim >= aggregation.quorum:
         yield (
             f"2·trim >= quorum (aggregation.trim={aggregation.trim}, quorum={aggregation.quorum}): "

@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from coordinator.aggregator.robust import MeanAccumulator, trimmed_mean
+from coordinator.aggregator.gates import pass_gates
+from coordinator.aggregator.mixing import nnm_trimmed_mean
+from coordinator.aggregator.robust import MeanAccumulator, coordinate_median, trimmed_mean
 from coordinator.aggregator.server_step import ServerOptimizer, adapt_clipping_norm
 from coordinator.events import (
     CoordinatorEffect,
@@ -123,7 +125,7 @@ class Aggregator:
             yield note("sum_dropped", "debug", group=event.group)
             return
         try:
-            slots = open_slots(event.words, buffer.form, len(event.arrived))
+            slots = self._open_slots(event, buffer.form)
         except RemoteProtocolError as error:
             buffer.rejected.add(event.group)
             yield note("group_rejected", "warning", group=event.group, clients=event.arrived, reason=error.detail)
@@ -162,8 +164,11 @@ class Aggregator:
         if not buffer.complete and now < buffer.deadline:
             return
         groups, needed = buffer.draw.groups, self._plan.quorum_of(buffer.draw.groups)
-        if len(buffer.slots) < needed:
-            yield from self._void(chain, f"{len(buffer.slots)} of {groups} group sums, {needed} needed")
+        sums, left = len(buffer.slots) + len(buffer.rejected), 2 * self._trim(buffer) + 1
+        if sums < needed:
+            yield from self._void(chain, f"{sums} of {groups} group sums, {needed} needed")
+        elif len(buffer.slots) < left:
+            yield from self._void(chain, f"{len(buffer.slots)} of {sums} group sums passed the gates, {left} needed")
         else:
             yield from self._step(buffer, chain)
 
@@ -200,13 +205,29 @@ class Aggregator:
         if buffer.accumulator is not None:
             return buffer.accumulator.take()
         # One group, one vote, in the order of the groups.
-        return trimmed_mean([buffer.means[group] for group in sorted(buffer.means)], self._plan.aggregation.trim)
+        means = [buffer.means[group] for group in sorted(buffer.means)]
+        match self._plan.aggregation.rule:
+            case "nnm-trimmed-mean":
+                return nnm_trimmed_mean(means, self._trim(buffer))
+            case "trimmed-mean":
+                return trimmed_mean(means, self._trim(buffer))
+            case _:
+                return coordinate_median(means)
+
+    def _trim(self, buffer: DrawBuffer) -> int:
+        """b: what the gates have rejected need not be trimmed any more."""
+        return max(0, self._plan.aggregation.trim - len(buffer.rejected))
+
+    def _open_slots(self, event: GroupSummed, form: SumFormat) -> SlotSums:
+        if self._plan.aggregation.gates:
+            return pass_gates(event.words, form, len(event.arrived), self._plan.weight_records_max)
+        return open_slots(event.words, form, len(event.arrived))
 
     def _next_clipping_norm(self, buffer: DrawBuffer, clipping_norm: float) -> float:
         if not self._plan.codec.adaptive_clipping:
             return clipping_norm
         shares = [slots.unclipped_share for slots in buffer.slots.values()]
-        return adapt_clipping_norm(clipping_norm, shares, self._plan.aggregation.trim)
+        return adapt_clipping_norm(clipping_norm, shares, self._trim(buffer))
 
     def _void(self, chain: ChainState, reason: str) -> Iterator[CoordinatorEffect]:
         assert chain.draw is not None

@@ -27,7 +27,7 @@ STATUS_INTERVAL_S = 4.0
 class DemoOptions:
     """One demonstration run; the fields are also the command line's options.
 
-    `trim` None means 1 with a trimmed mean and 0 with a mean.
+    `trim` None means 1 where the rule trims, and 0 where it does not.
     """
 
     workload: Annotated[str, Option(help="A built-in workload (digits) or package.module:object.")] = "digits"
@@ -36,9 +36,11 @@ class DemoOptions:
     rounds: Annotated[int, Option(help="How many model versions to make.")] = 30
     partition: Annotated[str, Option(help="How the data are shared out: iid or dirichlet:ALPHA.")] = "dirichlet:1.0"
     density: Annotated[float, Option(help="Share of the coordinates in one update; 1 is dense.")] = 0.1
-    robust: Annotated[str, Option(help="How group means become one: trimmed-mean or mean.")] = "trimmed-mean"
+    robust: Annotated[
+        str, Option(help="How group means become one: nnm-trimmed-mean, trimmed-mean, median or mean.")
+    ] = "nnm-trimmed-mean"
     trim: Annotated[
-        int | None, Option(help="Groups trimmed at each end of each coordinate.", show_default="1; 0 with mean")
+        int | None, Option(help="Groups trimmed at each end of each coordinate.", show_default="1; 0 with mean and median")
     ] = None
     drop: Annotated[int, Option(help="How many clients are killed at version ROUNDS/3.")] = 0
     drop_at: Annotated[
@@ -94,7 +96,7 @@ class DemoOptions:
             WorkloadError: the workload cannot be loaded.
         """
         workload = load_workload(self.workload, self.workload_options)
-        trim = self.trim if self.trim is not None else int(self.robust != "mean")
+        trim = self.trim if self.trim is not None else int(self.robust not in ("mean", "median"))
         dense = self.density == 1.0
         most = max(example_count(workload.client_data(client, None)) for client in clients)
         sections = {

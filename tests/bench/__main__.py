@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from deploy.brokers import BrokerKind, choose_broker
+from tests.bench.codec import bench_codec
+from tests.bench.robust import bench_robust
 from tests.bench.rounds import bench_rounds
 
 
@@ -19,6 +21,8 @@ def main() -> None:
         console.print(broker.reason)
         if broker.kind is BrokerKind.MEMORY:
             sys.exit("bench: rounds are measured over RabbitMQ only")
+        bench_codec(console)
+        bench_robust(console)
         bench_rounds(broker, console)
 
 

