@@ -10,8 +10,10 @@ from pydantic import Field, JsonValue
 from shared.codec.coordinates import coordinate_count
 from shared.codec.flatten import layout_of
 from shared.directory import Directory
+from shared.errors import PlanError
 from shared.plan import AggregationPlan, CodecPlan, OptimizerChoice, Plan, RoundPlan, TrainingPlan, make_plan
 from shared.settings import ProcessSettings
+from shared.workloads.optimizers import check_optimizer
 from shared.workloads.port import Workload
 
 
@@ -51,6 +53,7 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         batch_size=recipe.batch_size,
         local_epochs=recipe.local_epochs,
     )
+    check_optimizer(training.optimizer.name, training.optimizer.options, field="training.optimizer", error=PlanError)
     codec = settings.codec
     if "clipping_norm" not in codec.model_fields_set:
         # The recipe speaks of whole updates; k of d random coordinates carry sqrt(k/d) of the norm.

@@ -22,29 +22,32 @@ from shared.transport.port import Transport, TransportEvent
 from shared.transport.rabbitmq import RabbitMqTransport
 from shared.workloads.loading import import_workload, load_workload
 from shared.workloads.optimizers import optimizer_factory
+from shared.workloads.port import Workload
 from worker.keystore import CLIENT_KEYS_DIRECTORY, clients_with_keys, identity_key
 from worker.service import Identity, Training, WorkerService, check_layout
 from worker.settings import WorkerSettings
 from worker.state import ClientState
 from worker.storage import DirectoryStorage
 from worker.trainer import Deliver, Trained, Trainer, TrainingThread
+from worker.update import Encode, prepare_words
 
 WAKE_MAX_S = 1.0
 
-MakeTraining = Callable[[Trainer, Deliver], Training]
+Prepare = Callable[[WorkerSettings, Plan, Deliver], Training]
 
 
 def run_worker(
     settings: WorkerSettings,
     *,
-    make_training: MakeTraining = TrainingThread,
+    prepare: Prepare | None = None,
+    encode: Encode = prepare_words,
     wrap_transport: Callable[[Transport, Inbox[TransportEvent | Trained]], Transport] = lambda transport, _: transport,
 ) -> None:
     """Serve clients until the process is told to stop (SIGTERM, SIGINT).
 
     Args:
         settings: whom, where, how.
-        make_training, wrap_transport: seams for experiments that replace a part of the worker.
+        prepare, encode, wrap_transport: seams for experiments that replace a part of the worker.
 
     Raises:
         ComitiaError: whatever keeps a worker from working; each names its remedy.
@@ -59,10 +62,7 @@ def run_worker(
     identity = Identity(directory, settings.site, f"w{secrets.token_hex(6)}", keys)
     _warm_up(settings)
     inbox: Inbox[TransportEvent | Trained] = Inbox()
-
-    def prepare(plan: Plan) -> Training:
-        return make_training(make_trainer(settings, plan), inbox.put)
-
+    make_training = prepare or prepare_training
     with StopSignal() as stop:
         transport: Transport = wrap_transport(
             RabbitMqTransport(settings.broker, inbox.put, name=f"{directory.federation}-{identity.worker}"), inbox
@@ -71,10 +71,11 @@ def run_worker(
             identity,
             states,
             transport,
-            prepare,
+            lambda plan: make_training(settings, plan, inbox.put),
             rounding=np.random.default_rng(settings.seed),
             clock_us=lambda: time.time_ns() // 1000,
             telemetry=Telemetry(process="worker", worker=identity.worker),
+            encode=encode,
         )
         try:
             broker = transport.connect()
@@ -124,16 +125,30 @@ def _say_goodbye(service: WorkerService) -> None:
     )
 
 
-def make_trainer(settings: WorkerSettings, plan: Plan) -> Trainer:
-    """The training that a plan asks for, on this worker's workload.
+def prepare_training(settings: WorkerSettings, plan: Plan, deliver: Deliver) -> Training:
+    """The training that a plan asks for, on this worker's workload, in a thread of its own.
 
     Raises:
         ComitiaError: the plan is not one that this worker can serve.
+    """
+    return TrainingThread(make_trainer(settings, plan, workload_of(settings, plan)), deliver)
+
+
+def workload_of(settings: WorkerSettings, plan: Plan) -> Workload:
+    """The workload of a plan that this worker agrees to.
+
+    Raises:
+        ComitiaError: the plan names another, or its model has other parameters here.
     """
     if plan.workload != settings.workload:
         raise PlanError(f"the plan's workload is {plan.workload!r}, this worker's is {settings.workload!r}")
     workload = load_workload(plan.workload, plan.workload_options)
     check_layout(workload, plan)
+    return workload
+
+
+def make_trainer(settings: WorkerSettings, plan: Plan, workload: Workload) -> Trainer:
+    """A trainer on this worker's data."""
     return Trainer(workload, plan, lambda client: data_path(settings, client), settings.seed)
 
 

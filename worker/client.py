@@ -70,7 +70,7 @@ from worker.events import (
 from worker.member import Bound, check_roster, make_words
 from worker.signs_of_life import Phase, SignsOfLife
 from worker.stored_update import StoredUpdate, TaskId, UpdateMeta
-from worker.update import PreparedUpdate
+from worker.update import Encode, PreparedUpdate, prepare_words
 
 OFFER_REPEAT_S = 300.0
 
@@ -96,6 +96,7 @@ class ClientMachine:
         directory_digest: bytes,
         *,
         rounding: UniformSource,
+        encode: Encode = prepare_words,
         nonce: Callable[[], bytes],
         sequence: Callable[[], int],
         counter: int,
@@ -109,6 +110,7 @@ class ClientMachine:
             log: the worker's reader (read only here).
             directory_digest: digest of the directory that this worker holds (32 bytes).
             rounding: randomness of stochastic rounding.
+            encode: makes the words of an update.
             nonce: 16 fresh random bytes per call.
             sequence: numbers that rise with every call, also over restarts.
             counter, last_task, unspent: what the state directory holds.
@@ -118,6 +120,7 @@ class ClientMachine:
         self._log = log
         self._directory_digest = directory_digest
         self._rounding = rounding
+        self._encode = encode
         self._nonce = nonce
         self._signs = SignsOfLife(log, seat.worker, sequence)
         self._counter = counter
@@ -331,7 +334,7 @@ class ClientMachine:
         assert plan is not None
         try:
             self._bound, prepared = make_words(
-                roster, self._log, update, self._directory_digest, self._seat.seal, self._rounding
+                roster, self._log, update, self._directory_digest, self._seat.seal, self._rounding, self._encode
             )
         except WorkloadError as error:
             self._unspent, self._offer = None, None

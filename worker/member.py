@@ -19,7 +19,7 @@ from shared.modellog.reader import LogReader
 from shared.rounds import ground_of, transcript_of
 from shared.wire.messages import PIECE_BYTES_MAX, Group, Message, Roster, Words
 from worker.stored_update import StoredUpdate
-from worker.update import PreparedUpdate, prepare_words
+from worker.update import Encode, PreparedUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ def make_words(
     directory_digest: bytes,
     seal: Callable[[Message], bytes],
     rounding: UniformSource,
+    encode: Encode,
 ) -> tuple[Bound, PreparedUpdate]:
     """Encode an update for a checked roster.
 
@@ -77,6 +78,7 @@ def make_words(
         directory_digest: of the directory that this worker holds (32 bytes).
         seal: the client's signature.
         rounding: randomness of stochastic rounding.
+        encode: makes the words.
 
     Returns:
         The words' frames, and what had to be cut from the update.
@@ -88,7 +90,7 @@ def make_words(
     assert log.chain is not None
     plan, chain, group = log.plan, log.chain, roster.group
     transcript = transcript_of(ground_of(log, directory_digest), roster.draw, group.index, chain.version, group.members)
-    prepared = prepare_words(
+    prepared = encode(
         update.values,
         log.coordinates,
         plan.sum_format(len(group.members), chain.clipping_norm),

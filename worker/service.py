@@ -53,6 +53,7 @@ from worker.signs_of_life import Phase
 from worker.state import ClientState, Staged, commit
 from worker.stored_update import UpdateId
 from worker.trainer import Trained
+from worker.update import Encode, prepare_words
 
 TASK_PREFETCH = 4
 TALK_PREFETCH = 256
@@ -109,6 +110,7 @@ class WorkerService:
         rounding: UniformSource,
         clock_us: Callable[[], int],
         telemetry: Telemetry,
+        encode: Encode = prepare_words,
     ) -> None:
         """
         Args:
@@ -119,12 +121,14 @@ class WorkerService:
             rounding: randomness of stochastic rounding.
             clock_us: wall clock in microseconds, for status sequence numbers.
             telemetry: takes the machines' notes.
+            encode: makes the words of an update.
         """
         directory = identity.directory
         self._directory = directory
         self._names = Names(directory.federation)
         self._transport = transport
         self._prepare = prepare
+        self._encode = encode
         self._training: Training | None = None
         self._opener = Opener(directory.federation_id, keys_of(directory), VerificationCache())
         self.log = LogReader(self._opener)
@@ -147,6 +151,7 @@ class WorkerService:
             self.log,
             self._directory.digest(),
             rounding=rounding,
+            encode=self._encode,
             nonce=lambda: secrets.token_bytes(16),
             sequence=self._sequence,
             counter=state.counter,

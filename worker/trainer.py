@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from torch import nn
 
@@ -30,6 +31,13 @@ class Trained:
 Deliver = Callable[[Sequence[Trained]], None]
 
 TOGETHER_S = 0.01
+
+
+class Runs(Protocol):
+    """Whatever can train once."""
+
+    def run(self, client: str, order: Train, should_stop: Callable[[], bool]) -> Trained | None:
+        """See `Trainer.run`."""
 
 
 class Trainer:
@@ -93,7 +101,7 @@ class TrainingThread:
     message of its own. A result waits for the next run at most `TOGETHER_S`.
     """
 
-    def __init__(self, trainer: Trainer, deliver: Deliver) -> None:
+    def __init__(self, trainer: Runs, deliver: Deliver) -> None:
         self._trainer = trainer
         self._deliver = deliver
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
@@ -144,7 +152,7 @@ class TrainingThread:
 class InlineTraining:
     """Training in the caller's thread, for simulations: the outcome is there when `start` returns."""
 
-    def __init__(self, trainer: Trainer, deliver: Deliver) -> None:
+    def __init__(self, trainer: Runs, deliver: Deliver) -> None:
         self._trainer = trainer
         self._deliver = deliver
 

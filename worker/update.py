@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -30,6 +31,22 @@ class PreparedUpdate:
     norm: float
     clipped: bool
     clamped: tuple[str, ...]
+
+
+class Encode(Protocol):
+    """How an update becomes words; `prepare_words` is what an honest client does."""
+
+    def __call__(
+        self,
+        update: FloatVector,
+        coordinates: Coordinates | None,
+        form: SumFormat,
+        *,
+        weight: float,
+        metrics: Mapping[str, float],
+        source: UniformSource,
+    ) -> PreparedUpdate:
+        """See `prepare_words`."""
 
 
 def prepare_words(

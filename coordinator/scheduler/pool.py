@@ -1,4 +1,8 @@
-"""The offers that wait for a draw: one per client, the newest, and those that came ahead of our own read-back."""
+"""The offers that wait for a draw: one per client, the newest, and those that came ahead of our own read-back.
+
+A round is one attempt at a version. An offer counts in its own round only: after a void draw every client that still
+has its update offers it again, and a group that was drawn from older offers would find nobody who knows them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ class WaitingOffer:
 
 
 class Pool:
-    """Offers for the present version, and offers for the next one that are held until the log decides."""
+    """Offers for the present round, and offers for the next one that are held until the log decides."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, WaitingOffer] = {}
@@ -37,8 +41,8 @@ class Pool:
         """Take an offer in.
 
         Args:
-            new: an offer whose version and head were checked.
-            held: it belongs to the version after ours.
+            new: an offer whose round and head were checked.
+            held: it belongs to the round after ours.
 
         Returns:
             Why it was refused (None if it was taken), and what is to be settled: the refused one, or the older
@@ -71,8 +75,8 @@ class Pool:
         self._waiting = {}
         return drawn
 
-    def next_version(self) -> tuple[list[WaitingOffer], list[WaitingOffer]]:
-        """The version moved: returns the offers that are late now, and those that were held for this version.
+    def next_round(self) -> tuple[list[WaitingOffer], list[WaitingOffer]]:
+        """The version or the attempt moved: returns the offers that are late now, and those that were held for this.
 
         The held ones are out of the pool; the caller checks them against the new head and adds them again.
         """

@@ -15,12 +15,13 @@ stragglers is over, or at the round's deadline. Below `min_offers` there is no d
     open       deadline, but below `min_offers`       gathering  said once; who has not offered is lost
     drawn      own draw accepted                      drawn      its offers are settled
     any        change or void accepted                open       late offers refused, held ones looked at
-    any        OfferArrived                           -          pooled, held (next version), or refused with a reason
+    any        OfferArrived                           -          pooled, held (next round), or refused with a reason
     any        StatusArrived                          -          the roll; a task for who joins or has no log yet
     any        GroupGivenUp, silence                  -          the clients are lost until they are heard again
 
 Gathering needs as many live clients as one draw needs, and at first that `min_clients` have been heard of: one that
-cannot train has come too. With a `cohort_size` only clients of the cohort are tasked: others are told of the log when
+cannot train has come too. A session that takes over an old federation waits for them until the deadline only. With a
+`cohort_size` only clients of the cohort are tasked: others are told of the log when
 their turn comes.
 """
 
@@ -55,7 +56,7 @@ from shared.errors import RefusalReason
 from shared.modellog.chain import ChainState
 from shared.modellog.entries import Sealer
 from shared.plan import Plan
-from shared.wire.messages import ChangeEntry, DrawEntry, Task, VoidEntry
+from shared.wire.messages import ChangeEntry, DrawEntry, Offer, Task, VoidEntry
 from shared.wire.topology import Names
 
 DEADLINE_MEDIANS = 3.0
@@ -132,8 +133,8 @@ class Scheduler:
     def _on_offer(self, event: OfferArrived, now: float) -> Iterator[CoordinatorEffect]:
         chain = self._chain()
         waiting = WaitingOffer(event.client, event.offer, event.digest, event.receipt)
-        ahead = chain is None or event.offer.trained_version == chain.version + 1
-        reason = None if ahead or chain is None else _refusal(event.offer.trained_version, event, chain)
+        ahead = chain is None or _is_ahead(event.offer, chain)
+        reason = None if ahead or chain is None else _refusal(event.offer, chain)
         if reason is not None:
             yield Settle(event.receipt)
             yield _refused(event.client, reason, "offer")
@@ -154,6 +155,7 @@ class Scheduler:
 
     def _on_status(self, event: StatusArrived, now: float) -> Iterator[CoordinatorEffect]:
         status = event.status
+        was_live = event.client in self._roll.live
         joined = self._roll.status(event.client, status, now)
         if joined is None:
             yield _refused(event.client, RefusalReason.REPLAYED, "status")
@@ -162,6 +164,8 @@ class Scheduler:
         if status.reason and self._roll.is_news(event.client, status.reason):
             yield note(f"client_{status.state}", "warning", client=event.client, reason=status.reason)
         if event.client not in self._roll.live:
+            if was_live and not status.reason:
+                yield note("client_left", client=event.client, state=status.state)
             yield from self._pool.withdraw(event.client)
             return
         if chain is None or self._round is None:
@@ -191,22 +195,24 @@ class Scheduler:
                 for waiting in self._draw.offers:
                     yield Settle(waiting.receipt)
             case ChangeEntry():
-                late, held = self._pool.next_version()
-                for waiting in late:
-                    yield Settle(waiting.receipt)
-                    yield _refused(waiting.client, RefusalReason.LATE, "offer")
-                yield from self._open_round(now)
-                for waiting in held:
-                    yield from self._on_offer(
-                        OfferArrived(waiting.client, waiting.offer, waiting.digest, waiting.receipt), now
-                    )
+                yield from self._next_round(now)
             case VoidEntry(reason=reason):
                 yield note("draw_void", "warning", reason=reason)
-                yield from self._open_round(now)
+                yield from self._next_round(now)
             case _:
                 return
 
     # ── rounds ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _next_round(self, now: float) -> Iterator[CoordinatorEffect]:
+        late, held = self._pool.next_round()
+        for waiting in late:
+            yield Settle(waiting.receipt)
+            yield _refused(waiting.client, RefusalReason.LATE, "offer")
+        yield from self._open_round(now)
+        for waiting in held:
+            again = OfferArrived(waiting.client, waiting.offer, waiting.digest, waiting.receipt)
+            yield from self._on_offer(again, now)
 
     def _open_round(self, now: float) -> Iterator[CoordinatorEffect]:
         chain = self._chain()
@@ -263,16 +269,18 @@ class Scheduler:
 
     def _gather(self, current: Round, chain: ChainState, now: float) -> Iterator[CoordinatorEffect]:
         """Wait for enough clients; the deadline begins when they are there."""
-        awaited = self._plan.round.min_clients
+        late = now >= current.deadline
+        # A session that takes over finds out by the deadline who is gone for good.
+        awaited = 0 if late and chain.version > 0 else self._plan.round.min_clients
         if len(self._roll.live) >= self._plan.min_offers and self._roll.arrived >= awaited:
             self._gathering = False
             current.started_at, current.deadline, current.quorum_at = now, now + self._deadline_s, None
             yield from self._choose_cohort(current, chain)
-        elif now >= current.deadline:
+        elif late:
             yield from self._say_waiting(current, max(awaited, self._plan.min_offers))
 
     def _grace_is_over(self, current: Round, offered: int, expected: int, now: float) -> bool:
-        # 0.55 of 20 are 11, although the product is a little above it.
+        # 0.14 of 50 are 7, although the product is a little above it.
         if offered < math.ceil(self._plan.round.offer_quorum * expected - ROUNDING):
             return False
         if current.quorum_at is None:
@@ -316,12 +324,18 @@ class Scheduler:
         return self._writer.chain
 
 
-def _refusal(version: int, event: OfferArrived, chain: ChainState) -> RefusalReason | None:
-    if version < chain.version:
+def _is_ahead(offer: Offer, chain: ChainState) -> bool:
+    """Whether the client has read an entry that closes our round, and that we have not read back yet."""
+    next_attempt = offer.trained_version == chain.version and offer.attempt == chain.attempt + 1
+    return next_attempt or offer.trained_version == chain.version + 1
+
+
+def _refusal(offer: Offer, chain: ChainState) -> RefusalReason | None:
+    if (offer.trained_version, offer.attempt) < (chain.version, chain.attempt):
         return RefusalReason.LATE
-    if version > chain.version:
+    if (offer.trained_version, offer.attempt) > (chain.version, chain.attempt):
         return RefusalReason.OUT_OF_RANGE
-    if event.offer.trained_head != chain.version_head:
+    if offer.trained_head != chain.version_head:
         return RefusalReason.WRONG_PARENT
     return None
 

@@ -26,9 +26,8 @@ from deploy.demo.simulation import Simulation
 from shared.errors import ComitiaError
 from shared.settings import ProcessSettings
 from shared.telemetry import configure_logging
-from worker.app import run_worker
+from worker.app import prepare_training, run_worker
 from worker.settings import WorkerSettings
-from worker.trainer import TrainingThread
 
 PROJECT_DIR = Path(".comitia")
 RUNS_KEPT = 5
@@ -77,7 +76,7 @@ def doomed_worker(
     doom = Doom(phase, version, _kill_this_process)
     run_worker(
         settings,
-        make_training=lambda trainer, deliver: DoomedTraining(TrainingThread(trainer, deliver), doom),
+        prepare=lambda own, plan, deliver: DoomedTraining(prepare_training(own, plan, deliver), doom),
         wrap_transport=lambda transport, _: DoomedTransport(transport, doom),
     )
 

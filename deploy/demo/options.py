@@ -40,7 +40,8 @@ class DemoOptions:
         str, Option(help="How group means become one: nnm-trimmed-mean, trimmed-mean, median or mean.")
     ] = "nnm-trimmed-mean"
     trim: Annotated[
-        int | None, Option(help="Groups trimmed at each end of each coordinate.", show_default="1; 0 with mean and median")
+        int | None,
+        Option(help="Groups trimmed at each end of each coordinate.", show_default="1; 0 with mean and median"),
     ] = None
     drop: Annotated[int, Option(help="How many clients are killed at version ROUNDS/3.")] = 0
     drop_at: Annotated[

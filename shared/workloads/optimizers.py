@@ -38,14 +38,8 @@ def optimizer_factory(
     Raises:
         ComitiaError: as `error`; no such optimizer, no such option, or a value that it refuses.
     """
+    check_optimizer(name, options, field=field, error=error)
     optimizer_class = _optimizer_class(name, field, error)
-    allowed = optimizer_options(optimizer_class)
-    for option in options:
-        if option not in allowed:
-            raise error(f"{field}: {name} has no option {option!r}; it has {', '.join(allowed)}")
-    for option, value in options.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise error(f"{field}: option {option!r} of {name} must be finite, not {value}")
     arguments: dict[str, Any] = {
         option: tuple(value) if isinstance(value, list) else value for option, value in options.items()
     }
@@ -61,6 +55,20 @@ def optimizer_factory(
     except (ValueError, TypeError, RuntimeError, AssertionError) as refusal:
         raise error(f"{field}: {name} refuses its options {dict(options)}: {refusal}") from refusal
     return build
+
+
+def check_optimizer(name: str, options: Mapping[str, Any], *, field: str, error: type[ComitiaError]) -> None:
+    """Check names and numbers alone: trying an optimizer takes torch more than a second and 70 MB, the first time.
+
+    Raises:
+        ComitiaError: as `error`; no such optimizer or option, or a value that is not finite.
+    """
+    allowed = optimizer_options(_optimizer_class(name, field, error))
+    for option, value in options.items():
+        if option not in allowed:
+            raise error(f"{field}: {name} has no option {option!r}; it has {', '.join(allowed)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise error(f"{field}: option {option!r} of {name} must be finite, not {value}")
 
 
 def optimizer_options(optimizer_class: type[Optimizer]) -> tuple[str, ...]:

@@ -104,10 +104,14 @@ class Desk:
         return [opener.open(publish.frame).message for publish in only(Publish, publishes)]
 
     def offer(self, client: str, counter: int = 1, **fields: Any) -> OfferArrived:
-        """An offer for the present version, unless `fields` say otherwise."""
-        message = make_offer(
-            **{"version": self.chain.version, "head": self.chain.version_head, "counter": counter, **fields}
-        )
+        """An offer for the present round, unless `fields` say otherwise."""
+        version = fields.get("version", self.chain.version)
+        present = {
+            "version": version,
+            "attempt": self.chain.attempt if version == self.chain.version else 0,
+            "head": self.chain.version_head,
+        }
+        message = make_offer(**{**present, "counter": counter, **fields})
         frame = self.federation.seal_as(client, message)
         return OfferArrived(client, message, digest_of(frame), receipt())
 

@@ -176,7 +176,7 @@ def test_the_draw_happens_when_the_whole_cohort_has_offered() -> None:
     assert sorted(office.settled.values()) == [1] * 4
 
 
-@pytest.mark.parametrize(("quorum", "clients", "needed"), [(0.5, 5, 3), (0.55, 20, 11), (0.6, 5, 3), (1.0, 5, 5)])
+@pytest.mark.parametrize(("quorum", "clients", "needed"), [(0.5, 5, 3), (0.14, 50, 7), (0.6, 5, 3), (1.0, 5, 5)])
 def test_the_quorum_starts_the_grace_for_stragglers(quorum: float, clients: int, needed: int) -> None:
     office = Office(clients=clients, offer_quorum=quorum)
     office.offers(office.clients[: needed - 1], 1.0)
@@ -377,16 +377,33 @@ def test_offers_that_missed_the_draw_are_late_when_the_version_moves() -> None:
     assert notes(effects) == ["refused late"]
 
 
-def test_after_a_void_offers_that_missed_the_draw_still_count() -> None:
+def test_after_a_void_only_offers_of_the_new_attempt_count() -> None:
+    # A client offers its update again as soon as it has read the void: its roster must name the new offer.
     office = Office(clients=3)
     office.draw()
-    office.offers(office.clients[:2], 2.0, counter=5)
+    missed = office.desk.offer(office.clients[0], counter=5)
+    office.handle(missed, 2.0)
 
     effects = office.handle(office.void(), 3.0)
-    assert notes(effects) == ["draw_void"]
-    assert draws(effects) == []
-    (draw,) = draws(office.offers(office.clients[2:], 4.0, counter=5, attempt=1))
+    assert notes(effects) == ["draw_void", "refused late"]
+    assert only(Settle, effects) == [Settle(missed.receipt)]
+    assert notes(office.offers(office.clients[:1], 4.0, counter=6, attempt=0)) == ["refused late"]
+    assert notes(office.offers(office.clients[:1], 4.0, counter=6, attempt=3)) == ["refused out_of_range"]
+    (draw,) = draws(office.offers(office.clients, 4.0, counter=6, attempt=1))
     assert (draw.version, draw.groups) == (0, 3)
+
+
+def test_offers_that_have_read_a_void_before_us_wait_for_our_own_read_back() -> None:
+    office = Office(clients=3)
+    office.draw()
+    assert office.desk.chain.draw is not None
+    void = office.desk.writer.append(
+        VoidEntry(parent=GENESIS, term=0, draw=office.desk.chain.draw.entry, reason="test")
+    )
+    assert office.offers(office.clients, 2.0, counter=6, attempt=1) == []
+
+    (draw,) = draws(office.read_back([void], 3.0))
+    assert sorted(draw.clients) == office.clients
 
 
 def test_who_closes_takes_its_offer_along() -> None:

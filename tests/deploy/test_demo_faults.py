@@ -17,6 +17,7 @@ from deploy.brokers.broker import Broker
 from tests.integration.federation import COMMAND, ROOT, WAIT_S, descendants, wait_until
 
 ROUNDS_MANY = 200
+SMALL = ("--workload", "tests.integration.workloads:Small", "--robust", "mean")
 
 StartDemo = Callable[..., subprocess.Popen[bytes]]
 
@@ -55,7 +56,7 @@ def version_of(tmp_path: Path) -> int:
 def test_the_run_goes_on_by_itself_when_the_broker_is_restarted(
     restartable_broker: Broker, start_demo: StartDemo, tmp_path: Path
 ) -> None:
-    demo = start_demo("--rounds", str(ROUNDS_MANY), "--clients", "8", "--processes", "2")
+    demo = start_demo(*SMALL, "--rounds", str(ROUNDS_MANY), "--clients", "6", "--processes", "2")
     wait_until(lambda: version_of(tmp_path) >= 10 or demo.poll() is not None, "version 10")
 
     restartable_broker.restart_app()
@@ -73,8 +74,7 @@ def test_the_run_goes_on_by_itself_when_the_broker_is_restarted(
 def test_everything_that_the_demo_started_is_gone_when_it_is_stopped(
     start_demo: StartDemo, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    workload = ("--workload", "tests.integration.workloads:Wide", "--rounds", "100000", "--robust", "mean")
-    demo = start_demo(*workload, "--clients", "4", "--processes", "2")
+    demo = start_demo(*SMALL, "--rounds", "100000", "--clients", "4", "--processes", "2")
     wait_until(lambda: version_of(tmp_path) >= 1 or demo.poll() is not None, "version 1")
     children = descendants(demo)
 
@@ -88,8 +88,7 @@ def test_everything_that_the_demo_started_is_gone_when_it_is_stopped(
 
 
 def test_what_the_demo_started_ends_also_when_the_demo_is_killed(start_demo: StartDemo, tmp_path: Path) -> None:
-    workload = ("--workload", "tests.integration.workloads:Wide", "--rounds", "100000", "--robust", "mean")
-    demo = start_demo(*workload, "--clients", "2", "--processes", "1")
+    demo = start_demo(*SMALL, "--rounds", "100000", "--clients", "2", "--processes", "1")
     wait_until(lambda: version_of(tmp_path) >= 1 or demo.poll() is not None, "version 1")
     children = descendants(demo)
 

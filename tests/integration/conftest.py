@@ -12,6 +12,14 @@ from tests.integration.federation import LiveFederation
 
 MakeFederation = Callable[..., LiveFederation]
 
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Record:
+    """Puts a figure into the JUnit report."""
+    return lambda name, figure: request.node.user_properties.append((name, figure))
+
 
 @pytest.fixture
 def make_federation(tmp_path: Path, rabbitmq_url: str) -> Iterator[MakeFederation]:

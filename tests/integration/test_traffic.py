@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from tests.integration.conftest import MakeFederation
+from tests.integration.conftest import MakeFederation, Record
 from tests.integration.federation import LiveFederation
 
 MEAN = {"rule": "mean", "trim": 0}
@@ -28,7 +28,7 @@ def tap(federation: LiveFederation) -> Iterator[list[int]]:
             sizes.append(len(body))
 
 
-def test_a_client_sends_an_eighteenth_of_a_dense_update(make_federation: MakeFederation) -> None:
+def test_a_client_sends_an_eighteenth_of_a_dense_update(make_federation: MakeFederation, record: Record) -> None:
     rounds, clients, dimension = 3, 4, 1_000_000
     federation = make_federation(
         "Wide",
@@ -46,11 +46,12 @@ def test_a_client_sends_an_eighteenth_of_a_dense_update(make_federation: MakeFed
 
     counted = sum(note["clients_counted"] for note in coordinator.notes("round_finished"))
     assert counted == rounds * clients
+    record("dense_over_sent", 4 * dimension * counted / sum(sizes))
     assert 0 < sum(sizes) / counted <= 4 * dimension / 18
 
 
 @pytest.mark.slow
-def test_a_round_costs_few_messages_and_flushes(make_federation: MakeFederation) -> None:
+def test_a_round_costs_few_messages_and_flushes(make_federation: MakeFederation, record: Record) -> None:
     rounds, clients, processes = 100, 8, 2
     federation = make_federation(
         "Wide",
@@ -71,7 +72,8 @@ def test_a_round_costs_few_messages_and_flushes(make_federation: MakeFederation)
     sent_down = coordinator.notes("coordinator_stopped")[0]["messages_published"]
     sent_up = sum(goodbye["messages_published"] for goodbye in goodbyes)
     flushes = sum(goodbye["fsyncs"] for goodbye in goodbyes)
-    print(sent_down / rounds, sent_up / rounds, flushes / rounds)
+    figures = {"messages_down": sent_down, "messages_up": sent_up, "fsyncs": flushes}
+    record("per_round", {name: total / rounds for name, total in figures.items()})
     assert [note["clients_counted"] for note in coordinator.notes("round_finished")] == [clients] * rounds
     # Draw and job, a roster for each process, the change; the rest is for the beginning.
     assert sent_down <= (3 + processes) * rounds + 5 * clients
@@ -110,7 +112,9 @@ class MemoryWatch:
 
 
 @pytest.mark.slow
-def test_a_large_dense_model_needs_less_than_six_times_its_size(make_federation: MakeFederation) -> None:
+def test_a_large_dense_model_needs_less_than_six_times_its_size(
+    make_federation: MakeFederation, record: Record
+) -> None:
     dimension, clients = 25_000_000, 4
     federation = make_federation(
         "Wide",
@@ -135,7 +139,7 @@ def test_a_large_dense_model_needs_less_than_six_times_its_size(make_federation:
     code = coordinator.wait()
     growth = watch.stop() - idle
 
-    print(idle, growth / (4 * dimension))
+    record("memory_growth_in_models", growth / (4 * dimension))
     assert code == 0, coordinator.tail()
     assert [note["version"] for note in coordinator.notes("round_finished")] == [1, 2]
     assert [note["clients_counted"] for note in coordinator.notes("round_finished")] == [clients] * 2

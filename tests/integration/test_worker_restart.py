@@ -27,7 +27,7 @@ def test_a_worker_that_is_told_to_stop_ends_well_and_goes_on_when_it_is_started_
     leaving.process.terminate()
     code = leaving.wait()
     for client in second:
-        coordinator.wait_for("client_draining", client=client)
+        coordinator.wait_for("client_left", client=client)
     federation.start_worker(*second, gated=False)
     for client in second:
         coordinator.wait_for("client_joined", count=2, client=client)

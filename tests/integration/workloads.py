@@ -61,10 +61,16 @@ class Wide:
 
 
 @dataclass(frozen=True)
-class Gated(Wide):
-    """After `free` batches of one process, training waits until the file that `E2E_GATE` names is there."""
+class Small(Wide):
+    """The same with few parameters."""
 
     dimension: int = 1000
+
+
+@dataclass(frozen=True)
+class Gated(Small):
+    """After `free` batches of one process, training waits until the file that `E2E_GATE` names is there."""
+
     free: int = 0
     _trained: list[int] = field(default_factory=list, init=False, compare=False)
 

@@ -192,6 +192,17 @@ def test_a_coordinator_that_is_killed_again_and_again_goes_on(seed: int) -> None
     assert crashes > 3
 
 
+def test_a_coordinator_that_takes_over_does_not_wait_for_the_dead() -> None:
+    run = FederationRun(clients=4, processes=4)
+    run.run(until=lambda: run.version == 2)
+    run.crash_worker(3)
+    run.crash_coordinator()
+    run.run()
+
+    check_all(run)
+    assert [figures["clients_counted"] for figures in run.figures()][-3:] == [3] * 3
+
+
 def test_a_broker_that_restarts_costs_no_client() -> None:
     run = FederationRun(plan={"round": {"rounds": 8}})
     run.duration_s = lambda: 0.3

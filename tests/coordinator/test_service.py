@@ -1,0 +1,201 @@
+"""The coordinator's shell: order of office, dead letters, acknowledgements, and time while the broker is away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coordinator.log_writer import Fenced
+from coordinator.service import OutageClock
+from shared.errors import PlanError, RefusalReason
+from shared.modellog.chain import GENESIS
+from shared.transport.port import Connected, Disconnected, Outcome
+from shared.wire.framing import pack_batches
+from shared.wire.messages import Kind, Status, TermEntry
+from tests.builders import make_offer, make_status
+from tests.simulation.federation import FederationRun
+
+
+def settled(run: FederationRun, queue: str) -> list[Outcome]:
+    return [entry[2] for entry in run.coordinator_history if entry[:2] == ("settle", queue)]
+
+
+def send_up(run: FederationRun, *frames: bytes, key: str = "offer.site-0") -> None:
+    transport = run.processes[0].transport  # type: ignore[union-attr]
+    for body in pack_batches(frames):
+        transport.publish(run.keys.names.up, key, body)
+
+
+def refusals(run: FederationRun) -> list[str]:
+    return [str(note.fields["reason"]) for note in run.notes if note.event == "refused"]
+
+
+def test_only_the_log_is_consumed_before_office() -> None:
+    run = FederationRun()
+    names = run.keys.names
+
+    def consumed() -> list[Any]:
+        return [entry[1] for entry in run.coordinator_history if entry[0] == "consume"]
+
+    assert consumed() == [names.log]
+    run.run(until=lambda: run.version == 0)
+    assert consumed()[1:] == [names.stage(f"stage-{1:032x}"[:18]), names.groups, names.offers]
+
+
+def test_everything_is_settled_when_a_run_is_over() -> None:
+    run = FederationRun()
+    run.run()
+    for _ in range(10):
+        run.turn()
+
+    names = run.keys.names
+    assert run.broker.depth(names.offers) == run.broker.depth(names.groups) == run.broker.depth(names.dead) == 0
+    assert set(settled(run, names.offers)) == {Outcome.ACK}
+
+
+def test_an_offer_stays_at_the_broker_until_its_draw_is_read_back() -> None:
+    run = FederationRun(clients=4, processes=4)
+    run.duration_s = lambda: 1.0 + len(run.updates)
+    run.run(until=lambda: run.count("client_joined") == 4 and run.now > 3.0)
+    offers = run.keys.names.offers
+
+    waiting = run.broker.depth(offers)
+    assert waiting > 0
+    run.crash_coordinator()
+    assert run.broker.depth(offers) == waiting
+    run.run()
+    assert run.figures()[0]["clients_counted"] == 4
+
+
+def test_poison_becomes_a_dead_letter_and_its_neighbors_count() -> None:
+    run = FederationRun()
+    run.run(until=lambda: run.version == 1)
+    good = run.keys.seal_as("client-0", make_status(sequence=1 << 60))
+    forged = bytearray(good)
+    forged[-1] ^= 1
+    run.processes[0].transport.publish(run.keys.names.up, "offer.site-0", b"not a batch")  # type: ignore[union-attr]
+    send_up(run, bytes(forged), good)
+    run.run()
+
+    assert refusals(run)[:2] == [RefusalReason.MALFORMED, RefusalReason.BAD_SIGNATURE]
+    assert run.broker.depth(run.keys.names.dead) == 1
+    assert run.version == run.plan.round.rounds
+
+
+def test_replayed_late_and_foreign_messages_are_counted_and_stop_nothing() -> None:
+    run = FederationRun()
+    run.run(until=lambda: run.version == 2)
+    old_offers = [entry for entry in run.processes[0].history if entry[0] == "publish" and entry[2][8] == Kind.OFFER]  # type: ignore[union-attr]
+    assert old_offers
+    transport = run.processes[0].transport  # type: ignore[union-attr]
+    transport.publish(run.keys.names.up, "offer.site-0", old_offers[0][2])
+    stranger = run.keys.seal_as("client-0", make_offer()).replace(b"client-0", b"client-9")
+    send_up(run, stranger, run.keys.seal_as("client-1", make_offer(version=99, counter=1)))
+    send_up(run, run.keys.seal_as("client-1", make_status(sequence=1)))
+    run.run()
+
+    counts = run.coordinator.telemetry.counts
+    assert counts["refused.unknown_sender"] == 1
+    assert counts["refused.out_of_range"] == 1
+    assert counts["refused.late"] >= 1
+    assert counts["refused.replayed"] == 1
+    assert [figures["clients_counted"] for figures in run.figures()] == [4] * 5
+
+
+def test_a_kind_that_does_not_belong_into_a_queue_is_dropped() -> None:
+    run = FederationRun()
+    run.run(until=lambda: run.version == 1)
+    names = run.keys.names
+    for body in pack_batches([run.keys.seal_as("client-0", make_status(sequence=1))]):
+        run.coordinator_transport.publish(names.down, names.groups, body)
+    run.run()
+    for _ in range(5):
+        run.turn()
+
+    assert run.coordinator.telemetry.counts["refused.unexpected_kind"] == 1
+    assert run.broker.depth(names.groups) == 0
+
+
+def test_a_plan_for_more_clients_than_are_enrolled_is_refused() -> None:
+    with pytest.raises(PlanError, match="need 5 clients"):
+        FederationRun(clients=4, plan={"aggregation": {"rule": "trimmed-mean", "trim": 2}})
+
+
+def test_a_second_coordinator_ends_the_first() -> None:
+    run = FederationRun()
+    run.run(until=lambda: run.version == 2)
+    first, inbox = run.coordinator, run.coordinator_inbox
+    run.start_coordinator()
+
+    def both() -> None:
+        for _ in range(20):
+            run.turn()
+            first.step(inbox.take(0), run.now)
+
+    with pytest.raises(Fenced):
+        both()
+
+
+def test_a_foreign_term_in_the_log_is_not_believed_without_our_key() -> None:
+    run = FederationRun()
+    run.run(until=lambda: run.version == 1)
+    chain = run.coordinator.log.chain
+    assert chain is not None
+    entry = TermEntry(parent=chain.head, term=chain.term + 1, session=b"x" * 16)
+    frame = bytearray(run.keys.seal(entry))
+    frame[-1] ^= 1
+    for body in pack_batches([bytes(frame)]):
+        run.processes[0].transport.publish(run.keys.names.down, run.keys.names.log, body)  # type: ignore[union-attr]
+    run.run()
+
+    assert run.coordinator.telemetry.counts["log_entry_skipped"] == 1
+    assert entry.parent != GENESIS
+
+
+def test_a_restarted_coordinator_goes_on_with_the_same_weights() -> None:
+    run = FederationRun()
+    run.run(until=lambda: run.version == 3)
+    weights = run.coordinator.log.weights
+    run.crash_coordinator()
+    run.run(until=lambda: run.version == 3)
+
+    assert (run.coordinator.log.weights == weights).all()
+    run.run()
+    # Version 3 was read back, and its figures died with the session.
+    assert [figures["version"] for figures in run.figures()] == [1, 2, 4, 5]
+    assert run.version == 5
+
+
+def test_a_finished_federation_ends_at_once_when_it_is_started_again() -> None:
+    run = FederationRun()
+    run.run()
+    run.crash_coordinator()
+    run.run()
+
+    assert run.coordinator.finished is not None
+    assert run.version == run.plan.round.rounds
+    assert len(run.figures()) == 5
+
+
+def test_time_stands_still_while_the_broker_is_away() -> None:
+    clock = OutageClock()
+    assert clock.at(10.0) == 10.0
+    clock.watch(Disconnected("cut"), 12.0)
+    clock.watch(Disconnected("the other connection"), 15.0)
+    assert clock.at(20.0) == 12.0
+    clock.watch(Connected("broker", 1), 32.0)
+    assert clock.at(32.0) == 12.0
+    clock.watch(Connected("broker", 1), 33.0)
+    assert clock.at(40.0) == 20.0
+
+
+def test_statuses_are_settled_when_they_are_noted() -> None:
+    run = FederationRun()
+    run.run(until=lambda: run.version == 1)
+    before = len(settled(run, run.keys.names.offers))
+    send_up(run, run.keys.seal_as("client-0", Status.model_validate(make_status(sequence=1 << 60).model_dump())))
+    run.turn()
+    run.turn()
+
+    assert len(settled(run, run.keys.names.offers)) > before
