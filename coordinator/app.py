@@ -11,6 +11,7 @@ from coordinator.events import EvaluationFinished
 from coordinator.output import EvaluationThread, Evaluator, ModelFiles
 from coordinator.service import TICK_S, CoordinatorService
 from coordinator.settings import CoordinatorSettings, plan_of
+from shared.attack_odds import odds_table
 from shared.codec.flatten import read_weights
 from shared.crypto.signing import load_signing_key, load_verifying_key
 from shared.directory import COORDINATOR_KEY_FILE, DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, load_directory
@@ -60,7 +61,7 @@ def run_coordinator(settings: CoordinatorSettings) -> None:
                 telemetry=Telemetry(process="coordinator", federation=plan.federation),
             )
             broker = transport.connect()
-            _announce(service, plan, broker)
+            _announce(service, plan, broker, len(directory.active_clients()))
             service.start()
             _loop(service, inbox, output, stop)
         finally:
@@ -80,7 +81,7 @@ def _loop(
         output.check()
 
 
-def _announce(service: CoordinatorService, plan: Plan, broker: str) -> None:
+def _announce(service: CoordinatorService, plan: Plan, broker: str, clients: int) -> None:
     service.telemetry.note(
         note(
             "coordinator_started",
@@ -89,6 +90,7 @@ def _announce(service: CoordinatorService, plan: Plan, broker: str) -> None:
             dimension=plan.dimension,
             values_per_update=plan.coordinate_count,
             bits=plan.bits,
+            attack_odds=odds_table(clients, plan.group_size, plan.aggregation.trim),
             plan=plan.model_dump(mode="json"),
         )
     )

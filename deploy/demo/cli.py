@@ -17,17 +17,24 @@ import typer
 from rich.console import Console
 
 from deploy.brokers import Broker, BrokerKind, choose_broker
+from deploy.demo.attacker import Attacker
+from deploy.demo.attacks import ATTACKS
 from deploy.demo.display import Display, print_summary
 from deploy.demo.doom import Doom, DoomedTraining, DoomedTransport
 from deploy.demo.options import DemoOptions, takes_options
 from deploy.demo.processes import Processes, keep_recent
 from deploy.demo.report import Run, write_plot, write_report
 from deploy.demo.simulation import Simulation
+from shared.crypto.signing import load_verifying_key
+from shared.directory import DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, load_directory
 from shared.errors import ComitiaError
+from shared.plan import Plan
 from shared.settings import ProcessSettings
 from shared.telemetry import configure_logging
-from worker.app import prepare_training, run_worker
+from worker.app import make_trainer, prepare_training, run_worker, workload_of
+from worker.service import Training
 from worker.settings import WorkerSettings
+from worker.trainer import Deliver, TrainingThread
 
 PROJECT_DIR = Path(".comitia")
 RUNS_KEPT = 5
@@ -79,6 +86,22 @@ def doomed_worker(
         prepare=lambda own, plan, deliver: DoomedTraining(prepare_training(own, plan, deliver), doom),
         wrap_transport=lambda transport, _: DoomedTransport(transport, doom),
     )
+
+
+def attacking_worker(attack: Annotated[str, typer.Option(help=f"One of {', '.join(ATTACKS)}.")]) -> None:
+    """Serve dishonest clients (a part of `comitia demo --attackers`)."""
+    settings = WorkerSettings.load()
+    configure_logging(settings.log_format, settings.log_level)
+    folder = settings.federation_dir
+    directory = load_directory(folder / DIRECTORY_FILE, load_verifying_key(folder / ENROLMENT_PUBLIC_FILE))
+    honest = [client for client in directory.active_clients() if client not in settings.clients]
+    attacker = Attacker(attack, settings.clients, honest, settings.seed or 0)
+
+    def prepare(own: WorkerSettings, plan: Plan, deliver: Deliver) -> Training:
+        trainer = make_trainer(own, plan, attacker.poison(workload_of(own, plan)))
+        return TrainingThread(attacker.watch(trainer), deliver)
+
+    run_worker(settings, prepare=prepare, encode=attacker.encode)
 
 
 def follow(console: Console, options: DemoOptions, run: Run, notes: Notes) -> None:

@@ -117,6 +117,10 @@ def print_summary(console: Console, run: Run) -> None:
     up, dense = final["bytes_up_per_update"], final["bytes_dense_per_update"]
     if up:
         table.add_row("per update", f"{_bytes(up)} sent, {_bytes(dense)} if dense: {dense / up:.1f} times fewer")
+    for attacker in report["attackers"]:
+        table.add_row("attacker", f"{attacker['id']}: rejected by the gates {attacker['rejected']} times")
+    if final["honest_groups_rejected"]:
+        table.add_row("honest groups rejected", str(final["honest_groups_rejected"]))
     for lost in report["clients"]:
         table.add_row("lost", f"{lost['id']} at version {lost['lost_version']}, last seen: {lost['lost_phase']}")
     table.add_row("weights", f"sha256 {final['weights_sha256']}")
@@ -162,6 +166,10 @@ def _bytes(count: float) -> str:
 
 def _message(event: str, fields: dict[str, Any]) -> str:
     match event:
+        case "coordinator_started":
+            odds = ", ".join(f"{attackers}: {odds:.1%}" for attackers, odds in fields["attack_odds"].items())
+            trim = fields["plan"]["aggregation"]["trim"]
+            return f"odds that more than {trim} groups are attacked, by number of attackers: {odds}"
         case "client_lost":
             return f"{fields['client']} lost at version {fields['version']}, last seen: {fields['phase']}"
         case "group_given_up":

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 from typer import Option
 
 from coordinator.settings import CoordinatorSettings
+from deploy.demo.attacks import ATTACKS
 from deploy.demo.doom import DROP_PHASES
 from shared.errors import SettingsError
 from shared.workloads.batches import example_count
@@ -21,6 +22,15 @@ CLIENTS_MAX = 1000
 ROUND_DEADLINE_S = 10.0
 GROUP_STEP_S = 5.0
 STATUS_INTERVAL_S = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The clients of one worker process, and what is wrong with them, if anything."""
+
+    clients: tuple[str, ...]
+    doomed_in: str | None = None
+    attacks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,9 @@ class DemoOptions:
         int | None,
         Option(help="Groups trimmed at each end of each coordinate.", show_default="1; 0 with mean and median"),
     ] = None
+    gates: Annotated[str, Option(help="Drop sums that no honest group can send: on or off.")] = "on"
+    attackers: Annotated[int, Option(help="How many clients are dishonest.")] = 0
+    attack: Annotated[str, Option(help=f"What these do: {', '.join(ATTACKS)}.")] = "sign-flip"
     drop: Annotated[int, Option(help="How many clients are killed at version ROUNDS/3.")] = 0
     drop_at: Annotated[
         str | None, Option(help="Where they are: training, offer or words.", show_default="one after the other")
@@ -60,8 +73,14 @@ class DemoOptions:
             raise SettingsError(f"clients: must be 1 to {CLIENTS_MAX}, not {self.clients}")
         if self.processes < 1:
             raise SettingsError(f"processes: must be 1 or more, not {self.processes}")
-        if not 0 <= self.drop < self.clients:
-            raise SettingsError(f"drop: must be 0 to {self.clients - 1}, not {self.drop}")
+        if self.gates not in ("on", "off"):
+            raise SettingsError(f"gates: must be on or off, not {self.gates!r}")
+        if not 0 <= self.attackers < self.clients:
+            raise SettingsError(f"attackers: must be 0 to {self.clients - 1}, not {self.attackers}")
+        if self.attack not in ATTACKS:
+            raise SettingsError(f"attack: must be one of {', '.join(ATTACKS)}, not {self.attack!r}")
+        if not 0 <= self.drop < self.clients - self.attackers:
+            raise SettingsError(f"drop: must be 0 to {self.clients - self.attackers - 1}, not {self.drop}")
         if self.drop_at is not None and self.drop_at not in DROP_PHASES:
             raise SettingsError(f"drop-at: must be one of {', '.join(DROP_PHASES)}, not {self.drop_at!r}")
         if self.drop_at is not None and not self.drop:
@@ -84,7 +103,18 @@ class DemoOptions:
         """The version at which clients are killed."""
         return self.rounds // 3
 
-    def doomed(self, clients: tuple[str, ...]) -> dict[str, str]:
+    def shares(self, clients: tuple[str, ...]) -> list[Share]:
+        """Who is served by which process: the shared ones, one for all attackers, one for each doomed client."""
+        attacking = clients[: self.attackers]
+        doomed = self._doomed(clients)
+        healthy = [client for client in clients if client not in doomed and client not in attacking]
+        processes = min(self.processes, len(healthy))
+        shares = [Share(tuple(healthy[i::processes])) for i in range(processes)]
+        if attacking:
+            shares.append(Share(attacking, attacks=True))
+        return [*shares, *(Share((client,), phase) for client, phase in doomed.items())]
+
+    def _doomed(self, clients: tuple[str, ...]) -> dict[str, str]:
         """The clients that are to be killed, the last ones, and the phase of each."""
         phases = (self.drop_at,) if self.drop_at else DROP_PHASES
         chosen = clients[len(clients) - self.drop :]
@@ -102,7 +132,7 @@ class DemoOptions:
         most = max(example_count(workload.client_data(client, None)) for client in clients)
         sections = {
             "CODEC": {"selection": "dense" if dense else "random", "density": self.density},
-            "AGGREGATION": {"rule": self.robust, "trim": trim},
+            "AGGREGATION": {"rule": self.robust, "trim": trim, "gates": self.gates == "on"},
             "ROUND": {
                 "rounds": self.rounds,
                 "min_clients": len(clients),

@@ -16,8 +16,7 @@ from typing import Any, Self
 
 from coordinator.settings import plan_of
 from deploy.brokers.broker import Broker
-from deploy.demo.options import DemoOptions, settings_from
-from deploy.demo.simulation import shares
+from deploy.demo.options import DemoOptions, Share, settings_from
 from deploy.federation_keys import FederationKeys, make_federation_keys
 from deploy.leash import Leashed
 from deploy.log_lines import parse_note
@@ -54,6 +53,7 @@ class Processes:
     options: DemoOptions
     broker: Broker
     directory: Path
+    attackers: tuple[str, ...] = ()
     _coordinator: Leashed | None = None
     _workers: dict[str, Leashed] = field(default_factory=dict)
     _doomed: set[str] = field(default_factory=set)
@@ -68,14 +68,13 @@ class Processes:
         plan = self.options.coordinator_environment(keys.clients)
         _refuse_unsound(plan, keys)
         self._coordinator = self._start("coordinator", ["coordinator"], environment | plan)
-        for number, (clients, phase) in enumerate(shares(self.options, keys.clients), start=1):
+        self.attackers = keys.clients[: self.options.attackers]
+        for number, share in enumerate(self.options.shares(keys.clients), start=1):
             name = f"worker-{number}"
-            arguments = ["worker", "run"]
-            if phase is not None:
-                arguments = ["doomed-worker", "--phase", phase, "--version", str(self.options.drop_version)]
+            if share.doomed_in is not None:
                 self._doomed.add(name)
-            chosen = {"COMITIA_CLIENTS": json.dumps(clients), "COMITIA_WORKLOAD": self.options.workload}
-            self._workers[name] = self._start(name, arguments, environment | chosen)
+            chosen = {"COMITIA_CLIENTS": json.dumps(share.clients), "COMITIA_WORKLOAD": self.options.workload}
+            self._workers[name] = self._start(name, self._command(share), environment | chosen)
         return self
 
     def __exit__(
@@ -94,6 +93,7 @@ class Processes:
             ProcessFailed: the coordinator or a worker ended by itself before the run was over.
         """
         assert self._coordinator is not None
+        yield {"event": "attackers_chosen", "clients": list(self.attackers)}
         with self._log("coordinator").open("rb") as lines:
             rest = b""
             while True:
@@ -119,6 +119,11 @@ class Processes:
                 note = parse_note(line)
                 if note is not None:
                     yield note
+
+    def _command(self, share: Share) -> list[str]:
+        if share.doomed_in is not None:
+            return ["doomed-worker", "--phase", share.doomed_in, "--version", str(self.options.drop_version)]
+        return ["attacking-worker", "--attack", self.options.attack] if share.attacks else ["worker", "run"]
 
     def _check_workers(self) -> None:
         for name, process in self._workers.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Run:
     lost: dict[str, dict[str, Any]] = field(default_factory=dict)
     stopped: dict[str, Any] = field(default_factory=dict)
     reconnects: int = 0
+    attackers: list[str] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)
 
     def hear(self, event: str, fields: dict[str, Any]) -> None:
         """Take one of the coordinator's notes into account."""
@@ -46,6 +49,10 @@ class Run:
             case "coordinator_started":
                 self.plan = fields["plan"]
                 self.broker_version = fields["broker"]
+            case "attackers_chosen":
+                self.attackers = fields["clients"]
+            case "group_rejected":
+                self.rejected.update(fields["clients"])
             case "connected":
                 self.reconnects = max(self.reconnects, fields["reconnects"])
             case "client_lost":
@@ -78,6 +85,7 @@ class Run:
                 "reconnects": self.reconnects,
             },
             "rounds": self.rounds,
+            "attackers": [{"id": client, "rejected": self.rejected[client]} for client in self.attackers],
             "clients": sorted(self.lost.values(), key=lambda lost: str(lost["id"])),
             "final": {
                 "accuracy": last.get("accuracy"),
@@ -87,6 +95,9 @@ class Run:
                 "seconds": time.monotonic() - self.started_at,
                 "bytes_up_per_update": sum(one["bytes_up"] for one in self.rounds) / counted if counted else None,
                 "bytes_dense_per_update": 4 * dimension,
+                "honest_groups_rejected": sum(
+                    times for client, times in self.rejected.items() if client not in self.attackers
+                ),
             },
             "plan": self.plan,
         }

@@ -18,9 +18,11 @@ from coordinator.events import EvaluationFinished
 from coordinator.output import Evaluator, InlineOutput
 from coordinator.service import TICK_S, CoordinatorService
 from coordinator.settings import plan_of
+from deploy.demo.attacker import Attacker
 from deploy.demo.doom import Doom, DoomedTraining, DoomedTransport
-from deploy.demo.options import DemoOptions, settings_from
+from deploy.demo.options import DemoOptions, Share, settings_from
 from deploy.federation_keys import FederationKeys, make_federation_keys
+from shared.attack_odds import odds_table
 from shared.codec.flatten import read_weights
 from shared.crypto.signing import load_signing_key
 from shared.effects import Note, note
@@ -35,7 +37,8 @@ from worker.keystore import identity_key
 from worker.service import Identity, Training, WorkerService
 from worker.state import ClientState
 from worker.storage import MemoryStorage
-from worker.trainer import InlineTraining, Trained, Trainer
+from worker.trainer import InlineTraining, Runs, Trained, Trainer
+from worker.update import prepare_words
 
 FEDERATION = "simulation"
 STALLED_TICKS_MAX = 100_000
@@ -77,7 +80,7 @@ class Simulation:
             keys = make_federation_keys(Path(folder) / "federation", FEDERATION, self.options.clients)
             self._broker = MemoryBroker(lambda: self.now)
             coordinator, inbox = self._make_coordinator(keys)
-            processes = [self._make_process(keys, *share) for share in shares(self.options, keys.clients)]
+            processes = [self._make_process(keys, share) for share in self.options.shares(keys.clients)]
             coordinator.start()
             for process in processes:
                 process.service.start()
@@ -141,17 +144,24 @@ class Simulation:
             session=secrets.token_bytes(16),
             telemetry=Telemetry(self._hear, process="coordinator"),
         )
-        self._notes.append(note("coordinator_started", broker="in-process", plan=plan.model_dump(mode="json")))
+        self._notes.append(note("attackers_chosen", clients=list(keys.clients[: self.options.attackers])))
+        odds = odds_table(len(keys.clients), plan.group_size, plan.aggregation.trim)
+        started: dict[str, object] = {"broker": "in-process", "attack_odds": odds, "plan": plan.model_dump(mode="json")}
+        self._notes.append(Note("coordinator_started", fields=started))
         return service, inbox
 
-    def _make_process(self, keys: FederationKeys, clients: tuple[str, ...], phase: str | None) -> _Process:
-        inbox: WorkerInbox = Inbox()
+    def _make_process(self, keys: FederationKeys, share: Share) -> _Process:
+        clients, inbox = share.clients, WorkerInbox()
         seat = MemoryTransport(self._broker, inbox.put, name=clients[0])
         transport: Transport = seat
         doom: Doom | None = None
-        if phase is not None:
-            doom = Doom(phase, self.options.drop_version, lambda delay_s: self._end_later(process, delay_s))
+        if share.doomed_in is not None:
+            doom = Doom(share.doomed_in, self.options.drop_version, lambda delay_s: self._end_later(process, delay_s))
             transport = DoomedTransport(seat, doom)
+        attacker: Attacker | None = None
+        if share.attacks:
+            honest = [client for client in keys.clients if client not in clients]
+            attacker = Attacker(self.options.attack, clients, honest, self.options.seed)
         directory = keys.directory
         client_keys = {client: identity_key(keys.client_key_directory, client, directory) for client in clients}
         service = WorkerService(
@@ -161,10 +171,11 @@ class Simulation:
                 for client in clients
             },
             transport,
-            lambda plan: self._make_training(plan, inbox, doom),
+            lambda plan: self._make_training(plan, inbox, doom, attacker),
             rounding=np.random.default_rng([self.options.seed, len(client_keys), *clients[0].encode()]),
             clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(lambda _: None, process="worker"),
+            encode=prepare_words if attacker is None else attacker.encode,
         )
         process = _Process(service, inbox, seat)
         return process
@@ -172,17 +183,12 @@ class Simulation:
     def _end_later(self, process: _Process, delay_s: float) -> None:
         process.dies_at = self.now + delay_s
 
-    def _make_training(self, plan: Plan, inbox: WorkerInbox, doom: Doom | None) -> Training:
+    def _make_training(self, plan: Plan, inbox: WorkerInbox, doom: Doom | None, attacker: Attacker | None) -> Training:
         workload = load_workload(plan.workload, plan.workload_options)
-        trainer = Trainer(workload, plan, lambda _: None, self.options.seed)
+        if attacker is not None:
+            workload = attacker.poison(workload)
+        trainer: Runs = Trainer(workload, plan, lambda _: None, self.options.seed)
+        if attacker is not None:
+            trainer = attacker.watch(trainer)
         training: Training = InlineTraining(trainer, inbox.put)
         return training if doom is None else DoomedTraining(training, doom)
-
-
-def shares(options: DemoOptions, clients: tuple[str, ...]) -> list[tuple[tuple[str, ...], str | None]]:
-    """Who is served by which process: the shared ones, then one process per doomed client with its phase."""
-    doomed = options.doomed(clients)
-    healthy = [client for client in clients if client not in doomed]
-    processes = min(options.processes, len(healthy))
-    shared: list[tuple[tuple[str, ...], str | None]] = [(tuple(healthy[i::processes]), None) for i in range(processes)]
-    return [*shared, *(((client,), phase) for client, phase in doomed.items())]

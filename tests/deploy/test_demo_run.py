@@ -132,6 +132,17 @@ def test_the_demo_learns_digits_and_reports_every_version(rabbitmq_url: str, tmp
     assert plot.read_bytes()[-8:-4] == b"IEND"
 
 
+def test_attackers_are_processes_of_their_own_and_are_named(rabbitmq_url: str, tmp_path: Path) -> None:
+    options = ("--clients", "6", "--processes", "1", "--rounds", "3", "--attackers", "1", "--attack", "sign-flip")
+
+    report, printed = run_demo(rabbitmq_url, tmp_path, *options)
+
+    assert report["attackers"] == [{"id": "client-001", "rejected": 3}]
+    assert report["final"]["honest_groups_rejected"] == 0
+    assert [one["groups_rejected"] for one in report["rounds"]] == [1, 1, 1]
+    assert "client-001: rejected by the gates 3 times" in printed
+
+
 @pytest.mark.slow
 def test_clients_that_die_are_named_with_the_phase_they_died_in(rabbitmq_url: str, tmp_path: Path) -> None:
     report, printed = run_demo(rabbitmq_url, tmp_path, "--rounds", "15", "--drop", "3", "--processes", "2")
