@@ -38,6 +38,7 @@ from coordinator.summing.group import SummingStage
 from shared.crypto.signing import SigningKey, VerificationCache
 from shared.directory import Directory
 from shared.effects import Effect, Note, Receipt, Settle, note
+from shared.errors import BrokerUnavailable
 from shared.identity import COORDINATOR
 from shared.incoming import Received, keys_of, open_delivery, transport_note, unexpected
 from shared.modellog.reader import Accepted, LogReader, Skipped
@@ -50,6 +51,7 @@ from shared.transport.port import (
     Delivered,
     Delivery,
     Disconnected,
+    Refused,
     Transport,
     TransportEvent,
 )
@@ -174,7 +176,7 @@ class CoordinatorService:
         Raises:
             Fenced: another coordinator writes the log.
             PlanError: the log belongs to another plan.
-            BrokerUnavailable: the transport was closed.
+            BrokerUnavailable: the transport was closed, or the broker refuses entries of the log.
         """
         effects: list[Effect] = []
         for item in items:
@@ -202,6 +204,8 @@ class CoordinatorService:
                 self._outgoing.on_confirmed(through)
             case EvaluationFinished():
                 return [item]
+            case Refused(_, routing_key, reason) if routing_key == self._names.log:
+                raise BrokerUnavailable(f"the broker refuses entries of the model log {routing_key}: {reason}")
             case _:
                 told = transport_note(item)
                 effects += () if told is None else (told,)

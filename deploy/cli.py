@@ -11,6 +11,7 @@ from dotenv import load_dotenv
 from coordinator.cli import coordinator
 from coordinator.settings import CoordinatorSettings
 from deploy import keys_cli
+from deploy.definitions_cli import definitions
 from deploy.demo.cli import attacking_worker, demo, doomed_worker, simulate
 from deploy.settings_cli import settings
 from deploy.stack import cli as stack_cli
@@ -33,6 +34,7 @@ app.command()(coordinator)
 app.add_typer(worker_cli.app, name="worker")
 app.add_typer(keys_cli.app, name="keys")
 app.command()(settings)
+app.command()(definitions)
 app.command("doomed-worker", hidden=True)(doomed_worker)
 app.command("attacking-worker", hidden=True)(attacking_worker)
 

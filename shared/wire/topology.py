@@ -247,13 +247,18 @@ def site_permissions(names: Names, site: SiteId, clients: Iterable[ClientId]) ->
 
 
 def definitions(
-    names: Names, sites: Mapping[SiteId, Iterable[ClientId]], model_bytes: int, vhost: str = "/"
+    names: Names,
+    sites: Mapping[SiteId, Iterable[ClientId]],
+    model_bytes: int,
+    vhost: str = "/",
+    users: Mapping[SiteId, str] | None = None,
 ) -> dict[str, Any]:
     """The federation in the format of RabbitMQ's `definitions.json`, without users.
 
-    Users and their credentials are the operator's: they must exist before this is imported. Each site's user has the
-    site's name, the coordinator's user is called `coordinator`.
+    Users and their credentials are the operator's: they must exist before this is imported. A site's user is the one
+    in `users`, else it has the site's name; the coordinator's user is called `coordinator`.
     """
+    user_of = {site: (users or {}).get(site, site) for site in sites}
     clients = {site: sorted(members) for site, members in sorted(sites.items())}
     everyone = [client for members in clients.values() for client in members]
     topology = federation_topology(names, everyone, model_bytes)
@@ -266,9 +271,9 @@ def definitions(
         "exchanges": [_exchange_definition(exchange, vhost) for exchange in topology.exchanges],
         "queues": [_queue_definition(queue, vhost) for queue in topology.queues],
         "bindings": [_binding_definition(binding, vhost) for binding in bindings],
-        "permissions": [office, *(_permission(site, vhost, granted[site]) for site in granted)],
+        "permissions": [office, *(_permission(user_of[site], vhost, granted[site]) for site in granted)],
         "topic_permissions": [
-            topic for site in granted for topic in _topic_permissions(names, site, vhost, granted[site])
+            topic for site in granted for topic in _topic_permissions(names, user_of[site], vhost, granted[site])
         ],
     }
 

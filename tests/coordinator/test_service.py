@@ -8,9 +8,9 @@ import pytest
 
 from coordinator.log_writer import Fenced
 from coordinator.service import OutageClock
-from shared.errors import PlanError, RefusalReason
+from shared.errors import BrokerUnavailable, PlanError, RefusalReason
 from shared.modellog.chain import GENESIS
-from shared.transport.port import Connected, Disconnected, Outcome
+from shared.transport.port import Connected, Disconnected, Outcome, Refused
 from shared.wire.framing import pack_batches
 from shared.wire.messages import Kind, Status, TermEntry
 from tests.builders import make_offer, make_status
@@ -199,3 +199,14 @@ def test_statuses_are_settled_when_they_are_noted() -> None:
     run.turn()
 
     assert len(settled(run, run.keys.names.offers)) > before
+
+
+def test_a_broker_that_refuses_entries_of_the_log_ends_the_session() -> None:
+    run = FederationRun()
+    run.run(until=lambda: run.version == 0)
+    elsewhere = Refused(1, run.keys.names.client("client-1"), "queue is full")
+    run.coordinator.step([elsewhere], run.now)
+    assert [note.event for note in run.notes][-1] == "publish_refused"
+
+    with pytest.raises(BrokerUnavailable, match=r"the broker refuses entries of the model log .*: no permission"):
+        run.coordinator.step([Refused(2, run.keys.names.log, "no permission")], run.now)
