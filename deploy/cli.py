@@ -20,8 +20,6 @@ from shared.settings import refuse_unknown_variables
 from worker import cli as worker_cli
 from worker.settings import WorkerSettings
 
-INTERRUPTED = 130
-
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -48,9 +46,3 @@ def main() -> None:
     except ComitiaError as error:
         typer.echo(f"comitia: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-
-
-if __name__ == "__main__":
-    main()

@@ -139,7 +139,7 @@ class Processes:
             raise ProcessFailed(f"{name} ended with code {process.exit_code}:\n{self._last_lines(name, LAST_LINES)}")
 
     def _start(self, name: str, arguments: list[str], environment: dict[str, str]) -> Leashed:
-        command = [sys.executable, "-m", "deploy.cli", *arguments]
+        command = [sys.executable, "-m", "deploy", *arguments]
         return Leashed(command, environment=environment, directory=Path.cwd(), log=self._log(name), grace_s=GRACE_S)
 
     def _environment(self, keys: FederationKeys) -> dict[str, str]:

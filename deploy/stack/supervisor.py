@@ -132,7 +132,7 @@ class Supervisor:
         clients: tuple[str, ...] = (),
     ) -> Kept:
         log = self._files.log(name)
-        command = ["/bin/sh", "-c", ANNOUNCE_AND_RUN, "sh", sys.executable, "-m", "deploy.cli", *arguments]
+        command = ["/bin/sh", "-c", ANNOUNCE_AND_RUN, "sh", sys.executable, "-m", "deploy", *arguments]
         whole = os.environ | self._order.environment | {"COMITIA_BROKER_URLS": self._broker.url} | environment
 
         def start() -> Leashed:

@@ -440,7 +440,7 @@ class Stack:
     def up(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`comitia up`, in a process of its own as the supervisor must outlive it."""
         return subprocess.run(
-            [sys.executable, "-m", "deploy.cli", "up", *arguments],
+            [sys.executable, "-m", "deploy", "up", *arguments],
             cwd=self.directory,
             env=os.environ | environment,
             capture_output=True,

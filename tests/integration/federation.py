@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 WAIT_S = 150.0
 POLL_S = 0.02
 
-COMMAND = (sys.executable, "-m", "deploy.cli")
+COMMAND = (sys.executable, "-m", "deploy")
 
 
 def environment(**settings: Any) -> dict[str, str]:
