@@ -5,9 +5,9 @@ The worker itself knows nothing of this: its training and its transport are wrap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from shared.transport.port import Delivery, Outcome, Queue, StreamStart, Topology, Transport
+from shared.transport.port import Delivery, Depth, Outcome, Queue, StreamStart, Topology, Transport
 from shared.wire.framing import split_batch
 from shared.wire.messages import Kind
 from worker.events import Train
@@ -114,6 +114,10 @@ class DoomedTransport:
     def settle(self, delivery: Delivery, outcome: Outcome = Outcome.ACK) -> None:
         """See the port."""
         self._inner.settle(delivery, outcome)
+
+    def depths(self, queues: Sequence[Queue]) -> Mapping[str, Depth | None]:
+        """See the port."""
+        return self._inner.depths(queues)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """See the port."""

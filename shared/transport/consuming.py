@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from shared.errors import BrokerUnavailable, LocalProtocolError
 from shared.transport.connection import Link, describe
 from shared.transport.port import (
     ConsumerWaiting,
+    Death,
     Delivered,
     Delivery,
     Outcome,
@@ -33,6 +34,7 @@ from shared.transport.port import (
 )
 
 _OFFSET = "x-stream-offset"
+_DEATH_QUEUE, _DEATH_REASON = "x-first-death-queue", "x-first-death-reason"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ class Subscription:
             handle=_Handle(self, self._generation, tag),
             user=properties.user_id,
             offset=offset,
+            death=_death(properties.headers or {}),
         )
         self._consumer.collect(delivery)
 
@@ -294,6 +297,10 @@ class Consumer:
         events: list[TransportEvent] = [Delivered(queue, tuple(deliveries)) for queue, deliveries in collected.items()]
         if events:
             self._sink(events)
+
+
+def _death(headers: Mapping[str, Any]) -> Death | None:
+    return Death(str(headers[_DEATH_QUEUE]), str(headers[_DEATH_REASON])) if _DEATH_QUEUE in headers else None
 
 
 def _declare_exclusive(channel: Channel, queue: Queue) -> None:

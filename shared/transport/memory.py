@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from shared.errors import BrokerUnavailable, LocalProtocolError
 from shared.transport.faults import Faults
 from shared.transport.memory_broker import BROKER_NAME, MemoryBroker
 from shared.transport.memory_seat import Handle, Seat, Subscription
-from shared.transport.port import Delivery, Outcome, Queue, QueueKind, Sink, StreamStart, Topology
+from shared.transport.port import Delivery, Depth, Outcome, Queue, QueueKind, Sink, StreamStart, Topology
 
 __all__ = ["Faults", "MemoryBroker", "MemoryTransport"]
 
@@ -82,6 +84,12 @@ class MemoryTransport:
         with self._broker.lock:
             if self.seat.connected:
                 self.seat.settlements.send(lambda: self._broker.settle(handle, outcome))
+
+    def depths(self, queues: Sequence[Queue]) -> Mapping[str, Depth | None]:
+        """See `Transport.depths`."""
+        with self._broker.lock:
+            self._check_open()
+            return {queue.name: self._broker.waiting(queue) for queue in queues}
 
     def close(self, timeout_s: float = 5.0) -> None:
         """See `Transport.close`. With a virtual clock what is under way arrives at once."""

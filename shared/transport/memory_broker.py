@@ -20,7 +20,7 @@ from shared.transport.memory_dispatch import Dispatch
 from shared.transport.memory_queues import Message
 from shared.transport.memory_seat import Handle, Seat, Subscription
 from shared.transport.outbox import Pending
-from shared.transport.port import Blocked, Connected, ConsumerWaiting, Disconnected, Outcome, Topology
+from shared.transport.port import Blocked, Connected, ConsumerWaiting, Depth, Disconnected, Outcome, Queue, Topology
 
 if TYPE_CHECKING:
     from shared.transport.memory import MemoryTransport
@@ -192,6 +192,10 @@ class MemoryBroker:
         """End one delivery, unless it is stale or settled already."""
         if self._dispatch.settle(handle, outcome):
             self._maybe_disconnect(handle.subscription.seat)
+
+    def waiting(self, queue: Queue) -> Depth | None:
+        """See `Transport.depths`."""
+        return self._dispatch.waiting(queue)
 
     # -- connections -----------------------------------------------------------------------------------------------
 

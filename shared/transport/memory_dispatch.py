@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from shared.errors import BrokerUnavailable
 from shared.transport.memory_queues import Message, Routes, Stream, WorkQueue
 from shared.transport.memory_seat import Handle, Seat, Subscription
-from shared.transport.port import Delivered, Delivery, Outcome, Queue, QueueKind, Topology
+from shared.transport.port import Death, Delivered, Delivery, Depth, Outcome, Queue, QueueKind, Topology
 
 
 class Dispatch:
@@ -35,6 +35,15 @@ class Dispatch:
             return 0 if found is None else len(found)
         unsettled = sum(len(consumer.unsettled) for consumer in self._consumers.get(name, ()))
         return len(found) + len(found.undead) + unsettled
+
+    def waiting(self, queue: Queue) -> Depth | None:
+        """See `Transport.depths`."""
+        found = self._queues.get(queue.name)
+        if found is None:
+            return None
+        if isinstance(found, Stream):
+            return Depth(None, None)
+        return Depth(len(found), len(self._consumers.get(queue.name, ())))
 
     def restart(self) -> None:
         """Lose what a restart of the broker loses."""
@@ -111,7 +120,7 @@ class Dispatch:
             if outcome is Outcome.PUT_BACK:
                 self._return(name, [message])
             elif outcome is Outcome.DEAD_LETTER:
-                self._bury(queue, [message])
+                self._bury(queue, [message], "rejected")
         self._pump(name)
         return True
 
@@ -157,6 +166,7 @@ class Dispatch:
                 handle=Handle(consumer, consumer.generation, consumer.add(message)),
                 user=message.user,
                 offset=offset,
+                death=message.death,
             )
             for offset, message in entries
         )
@@ -174,11 +184,13 @@ class Dispatch:
     def _return(self, name: str, messages: list[Message]) -> None:
         queue = self._queues.get(name)
         if isinstance(queue, WorkQueue):
-            self._bury(queue, queue.put_back(messages))
+            self._bury(queue, queue.put_back(messages), "delivery_limit")
             self._pump(name)
 
-    def _bury(self, queue: WorkQueue, dead: Iterable[Message]) -> None:
+    def _bury(self, queue: WorkQueue, dead: Sequence[Message], reason: str) -> None:
         if queue.dead_letter_exchange is not None:
+            for message in dead:
+                message.death = message.death or Death(queue.declared.name, reason)
             queue.undead.extend(dead)
             self._bury_undead()
 

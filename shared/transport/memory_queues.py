@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from shared.transport.port import Binding, Exchange, ExchangeKind, Queue, QueueKind, StreamStart
+from shared.transport.port import Binding, Death, Exchange, ExchangeKind, Queue, QueueKind, StreamStart
 
 
 @dataclass(slots=True, eq=False)
@@ -19,10 +19,11 @@ class Message:
     persistent: bool
     user: str
     returns: int = 0
+    death: Death | None = None
 
     def copy(self) -> Message:
         """The same message for one more queue, where its returns are counted anew."""
-        return Message(self.exchange, self.routing_key, self.body, self.persistent, self.user)
+        return Message(self.exchange, self.routing_key, self.body, self.persistent, self.user, death=self.death)
 
 
 class WorkQueue:

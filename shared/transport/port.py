@@ -94,12 +94,36 @@ StreamStart = int | Literal["first", "next"]
 """Where a stream consumer begins: an offset (inclusive), the oldest kept entry, or only what comes from now on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Why a message is a dead letter: the first queue that gave it up, and the broker's word for the reason.
+
+    The reason is "rejected" (a consumer's `DEAD_LETTER`) or "delivery_limit" (put back too often); a broker whose
+    queues were declared by somebody else may know more.
+    """
+
+    queue: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How full a queue is: messages that wait for a consumer (unsettled ones do not), and its consumers.
+
+    Of several consumers where one is active at a time, a broker may count that one only. Both are None for a stream,
+    whose entries and readers not every broker counts.
+    """
+
+    messages: int | None
+    consumers: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
     """One message that a consumer received and has to settle.
 
     `handle` is opaque to everybody but the adapter. `user` is the broker's authenticated `user-id` or None if the
-    publisher left it out. `offset` is set on streams only.
+    publisher left it out. `offset` is set on streams only, `death` on dead letters only.
     """
 
     queue: str
@@ -109,6 +133,7 @@ class Delivery:
     handle: object
     user: str | None = None
     offset: int | None = None
+    death: Death | None = None
 
 
 class Outcome(StrEnum):
@@ -229,6 +254,13 @@ class Transport(Protocol):
 
     def settle(self, delivery: Delivery, outcome: Outcome = Outcome.ACK) -> None:
         """End one delivery."""
+
+    def depths(self, queues: Sequence[Queue]) -> Mapping[str, Depth | None]:
+        """How full durable queues are, by name; None for one that is not declared. Changes nothing.
+
+        Raises:
+            BrokerUnavailable: no answer within the start-up time, or the connection broke while asking.
+        """
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Wait up to `timeout_s` for outstanding confirms, then close. Unsettled deliveries return. Idempotent."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import pika
@@ -17,7 +18,18 @@ from shared.errors import BrokerUnavailable, LocalProtocolError
 from shared.transport.broker_settings import BrokerSettings, Endpoint, endpoints
 from shared.transport.connection import Link, broker_name
 from shared.transport.consuming import Consumer
-from shared.transport.port import Connected, Delivery, Disconnected, Outcome, Queue, Sink, StreamStart, Topology
+from shared.transport.depths import DepthReader
+from shared.transport.port import (
+    Connected,
+    Delivery,
+    Depth,
+    Disconnected,
+    Outcome,
+    Queue,
+    Sink,
+    StreamStart,
+    Topology,
+)
 from shared.transport.publishing import Publisher
 
 _NAME_BYTES_MAX = 255
@@ -38,14 +50,16 @@ class RabbitMqTransport:
         self._status = _Status(sink, ", ".join(end.label for end in endpoints(settings, name)))
         self._publisher = Publisher(settings.window_bytes, sink)
         self._consumer = Consumer(sink)
+        self._depths = DepthReader()
         self._close_lock = threading.Lock()
         self._closed = False
         publishing = _PublishingSide(self._publisher, self._status)
-        consuming = _ConsumingSide(self._consumer, self._status)
+        consuming = _ConsumingSide(self._consumer, self._depths, self._status)
         self._publishing_link = Link(f"{name}-publishing", endpoints(settings, f"{name} publishing"), publishing)
         self._consuming_link = Link(f"{name}-consuming", endpoints(settings, f"{name} consuming"), consuming)
         self._publisher.attach(self._publishing_link)
         self._consumer.attach(self._consuming_link)
+        self._depths.attach(self._consuming_link)
         self._publishing_link.start()
         self._consuming_link.start()
 
@@ -77,6 +91,11 @@ class RabbitMqTransport:
     def settle(self, delivery: Delivery, outcome: Outcome = Outcome.ACK) -> None:
         """See `Transport.settle`."""
         self._consumer.settle(delivery, outcome)
+
+    def depths(self, queues: Sequence[Queue]) -> Mapping[str, Depth | None]:
+        """See `Transport.depths`."""
+        self.connect()
+        return self._depths.ask(queues, self._settings.start_timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """See `Transport.close`. If the broker does not answer it takes two seconds more, while connecting eight."""
@@ -172,18 +191,24 @@ class _PublishingSide:
 
 
 class _ConsumingSide:
-    """Connects the consuming link with the consumer (a `LinkOwner`)."""
+    """Connects the consuming link with the consumer and the depth reader (a `LinkOwner`)."""
 
-    def __init__(self, consumer: Consumer, status: _Status) -> None:
+    def __init__(self, consumer: Consumer, depths: DepthReader, status: _Status) -> None:
         self._consumer = consumer
+        self._depths = depths
         self._up = partial(status.up, "consuming")
         self._down = partial(status.down, "consuming")
-        self.on_ended = consumer.close
 
     def on_open(self, connection: pika.SelectConnection, _endpoint: Endpoint) -> None:
         self._up(broker_name(connection))
         self._consumer.opened(connection)
+        self._depths.opened(connection)
 
     def on_down(self, reason: str, *, refused: bool) -> None:
         self._consumer.lost()
+        self._depths.lost(reason)
         self._down(reason, refused=refused)
+
+    def on_ended(self) -> None:
+        self._consumer.close()
+        self._depths.ended()

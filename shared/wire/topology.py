@@ -21,6 +21,8 @@ from shared.transport.port import Binding, Exchange, ExchangeKind, Queue, QueueK
 MIB = 2**20
 DELIVERY_LIMIT = 100
 """Deliveries of one message before it is dead-lettered. Explicit: RabbitMQ 3.10 has no limit of its own, 4.0 has 20."""
+_DEAD_DELIVERY_LIMIT = 1_000_000
+"""Looking at dead letters returns them: RabbitMQ 4.0's own limit would drop what was looked at 20 times."""
 
 _STREAM_BYTES_MIN = 256 * MIB
 # Two snapshots and twenty changes, each as large as the model, must survive. Retention removes whole segments, of
@@ -126,6 +128,7 @@ def sums_queue(names: Names) -> Queue:
 def dead_queue(names: Names) -> Queue:
     """Dead letters, for an operator's inspection; the oldest are dropped when it is full."""
     arguments: dict[str, str | int] = {
+        "x-delivery-limit": _DEAD_DELIVERY_LIMIT,
         "x-max-length": 10_000,
         "x-max-length-bytes": 256 * MIB,
         "x-overflow": "drop-head",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shared.errors import LocalProtocolError
-from shared.transport.port import Connected, ConsumerWaiting, Outcome, Queue, QueueKind
+from shared.errors import BrokerUnavailable, LocalProtocolError
+from shared.identity import ClientId
+from shared.transport.port import Connected, ConsumerWaiting, Death, Depth, Outcome, Queue, QueueKind
 from shared.wire.topology import (
     client_queue,
     dead_queue,
@@ -349,3 +350,75 @@ def test_a_start_belongs_to_streams_only(bench: Bench, start: str | None) -> Non
 
     with pytest.raises(LocalProtocolError):
         bench.open().transport.consume(queue, prefetch=1, start=start)  # type: ignore[arg-type]
+
+
+def test_a_dead_letter_says_which_queue_gave_it_up_and_why(bench: Bench) -> None:
+    queue, dead = groups_queue(bench.names), dead_queue(bench.names)
+    fragile = Queue(
+        name=queue.name,
+        kind=queue.kind,
+        arguments={**queue.arguments, "x-delivery-limit": 1},
+        bindings=queue.bindings,
+    )
+    bench.declare(fragile, dead)
+    seat = bench.open()
+    publish(bench, seat, fragile, b"refused", b"poison")
+    seat.transport.consume(fragile, prefetch=2)
+    refused, poison = seat.events.wait_deliveries(fragile, 2)
+
+    seat.transport.settle(refused, Outcome.DEAD_LETTER)
+    seat.transport.settle(poison, Outcome.PUT_BACK)
+    seat.transport.settle(seat.events.wait_deliveries(fragile, 3)[2], Outcome.PUT_BACK)
+    seat.transport.consume(dead, prefetch=10)
+    letters = seat.events.wait_deliveries(dead, 2)
+
+    assert refused.death is None
+    assert {letter.body: letter.death for letter in letters} == {
+        b"refused": Death(queue.name, "rejected"),
+        b"poison": Death(queue.name, "delivery_limit"),
+    }
+
+
+def test_depths_count_what_waits_and_who_consumes(bench: Bench) -> None:
+    groups, offers, log = groups_queue(bench.names), offers_queue(bench.names), log_queue(bench.names, MODEL_BYTES)
+    missing, another = client_queue(bench.names, ClientId("a")), client_queue(bench.names, ClientId("b"))
+    bench.declare(groups, offers, log)
+    seat, other = bench.open(), bench.open()
+    publish(bench, seat, groups, b"one", b"two", b"three")
+    publish(bench, seat, log, b"entry")
+    seat.transport.consume(groups, prefetch=1)
+    other.transport.consume(groups, prefetch=1)
+    seat.events.wait_deliveries(groups, 1)
+    other.events.wait_deliveries(groups, 1)
+
+    found = bench.open().transport.depths([missing, groups, another, offers, log])
+
+    assert found == {
+        missing.name: None,
+        groups.name: Depth(1, 2),
+        another.name: None,
+        offers.name: Depth(0, 0),
+        log.name: Depth(None, None),
+    }
+
+
+def test_dead_letters_may_be_looked_at_often(bench: Bench) -> None:
+    dead = dead_queue(bench.names)
+    bench.declare(dead)
+    seat = bench.open()
+    seat.events.wait_settled(seat.transport.publish(bench.names.dead_letters, "", b"letter"))
+    seat.transport.consume(dead, prefetch=1)
+
+    for looks in range(1, 30):
+        seat.transport.settle(seat.events.wait_deliveries(dead, looks)[-1], Outcome.PUT_BACK)
+
+    assert seat.events.wait_deliveries(dead, 30)[-1].body == b"letter"
+
+
+def test_depths_of_a_closed_transport_are_refused(bench: Bench) -> None:
+    seat = bench.open()
+    seat.transport.connect()
+    seat.transport.close()
+
+    with pytest.raises(BrokerUnavailable):
+        seat.transport.depths([groups_queue(bench.names)])
