@@ -1,0 +1,1 @@
+"""`comitia inspect`: what operators look at. Nothing here takes part in the protocol."""
