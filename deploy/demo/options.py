@@ -16,7 +16,8 @@ from deploy.demo.attacks import ATTACKS
 from deploy.demo.doom import DROP_PHASES
 from shared.errors import SettingsError
 from shared.workloads.batches import example_count
-from shared.workloads.loading import load_workload
+from shared.workloads.loading import BUILT_IN, load_workload
+from shared.workloads.partition import PARTITIONS
 
 CLIENTS_MAX = 1000
 ROUND_DEADLINE_S = 10.0
@@ -40,11 +41,13 @@ class DemoOptions:
     `trim` None means 1 where the rule trims, and 0 where it does not.
     """
 
-    workload: Annotated[str, Option(help="A built-in workload (digits) or package.module:object.")] = "digits"
+    workload: Annotated[str, Option(help=f"A built-in workload ({', '.join(BUILT_IN)}) or package.module:object.")] = (
+        "digits"
+    )
     clients: Annotated[int, Option(help="How many clients hold a share of the data.")] = 20
     processes: Annotated[int, Option(help="How many worker processes serve them, at most.")] = 4
     rounds: Annotated[int, Option(help="How many model versions to make.")] = 30
-    partition: Annotated[str, Option(help="How the data are shared out: iid or dirichlet:ALPHA.")] = "dirichlet:1.0"
+    partition: Annotated[str, Option(help=f"How the data are shared out: {PARTITIONS}.")] = "dirichlet:1.0"
     density: Annotated[float, Option(help="Share of the coordinates in one update; 1 is dense.")] = 0.1
     robust: Annotated[
         str, Option(help="How group means become one: nnm-trimmed-mean, trimmed-mean, median or mean.")

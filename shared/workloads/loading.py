@@ -12,7 +12,11 @@ from typing import Any
 from shared.errors import ComitiaError, WorkloadError
 from shared.workloads.port import TrainingRecipe, Workload
 
-BUILT_IN = {"digits": "shared.workloads.digits:Digits"}
+BUILT_IN = {
+    "digits": "shared.workloads.digits:Digits",
+    "digits_cnn": "shared.workloads.digits:DigitsCnn",
+    "breast_cancer": "shared.workloads.breast_cancer:BreastCancer",
+}
 
 _CONTRACT = ("name", "recipe", "model", "client_data", "evaluation_data", "loss", "metrics")
 
