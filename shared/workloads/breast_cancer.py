@@ -37,7 +37,7 @@ class BreastCancer(BundledWorkload):
     @property
     def recipe(self) -> TrainingRecipe:
         """SGD with lr 0.1, batches of 16, 2 local epochs."""
-        return TrainingRecipe(optimizer="SGD", options={"lr": 0.1}, batch_size=16, local_epochs=2, clipping_norm=1.0)
+        return TrainingRecipe(optimizer="SGD", options={"lr": 0.1}, batch_size=16, local_epochs=2, clipping_norm=0.7)
 
     def model(self) -> nn.Module:
         """Build the network, d = 1,058; see `BundledWorkload.model`."""

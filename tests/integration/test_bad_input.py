@@ -65,7 +65,7 @@ def closed_port() -> int:
         ({"round": {"ruonds": 5}}, r"setting\.round\.ruonds: Extra inputs are not permitted"),
         ({"round": "not json"}, r'setting: .*field "round".*JSON'),
         ({"workload": "no.such:Thing"}, r"workload: no\.such:Thing needs the module 'no', .* install it or start from"),
-        ({"workload": "digits.Digits"}, r"workload: 'digits\.Digits' is neither built in \(digits\) nor"),
+        ({"workload": "digits.Digits"}, r"workload: 'digits\.Digits' is neither built in \(digits, .*\) nor"),
         ({"workload_options": {"alpha": 1}}, r"workload_options: digits accepts partition, clients, seed"),
         ({"aggregation": {"trim": 1, "quorum": 2}}, r"2·trim >= quorum .*lower trim or raise quorum"),
         ({"aggregation": {"trim": 2}}, r"aggregation\.trim=2.* need 5 clients .*4 are enrolled: enroll more, or lower"),

@@ -11,7 +11,7 @@ import torch
 
 from shared.codec.flatten import layout_of, read_weights
 from shared.errors import SettingsError, WorkloadError
-from shared.workloads.digits import Digits
+from shared.workloads.digits import Digits, DigitsCnn
 
 
 def rows(tensor: torch.Tensor) -> list[bytes]:
@@ -57,6 +57,29 @@ def test_initial_weights_follow_the_seed_and_nothing_else() -> None:
     assert not np.array_equal(weights[0], weights[2])
     assert layout_of(Digits().model()).dimension == 64 * 128 + 128 + 128 * 10 + 10
     assert 0.08 < np.abs(weights[0]).max() <= 1 / 8
+
+
+def test_the_network_of_convolutions_takes_the_same_images() -> None:
+    workload = DigitsCnn(seed=3)
+
+    outputs = workload.model()(workload.evaluation_data().tensors[0])
+
+    assert outputs.shape == (360, 10)
+    assert torch.equal(workload.evaluation_data().tensors[0], Digits().evaluation_data().tensors[0])
+    assert layout_of(workload.model()).dimension == 16 * 9 + 16 + 32 * 16 * 9 + 32 + 128 * 10 + 10
+    assert np.array_equal(read_weights(workload.model()), read_weights(DigitsCnn(seed=3).model()))
+    assert np.abs(read_weights(workload.model())[-1290:]).max() <= 1 / 128**0.5
+
+
+def test_skewed_features_are_those_of_iid_with_a_clients_own_noise() -> None:
+    noisy, clean = Digits(partition="features:0.04", clients=4), Digits(partition="iid", clients=4)
+
+    for number in (1, 4):
+        seen, held = (workload.client_data(f"client-{number}", None).tensors for workload in (noisy, clean))
+        assert torch.equal(seen[1], held[1])
+        assert float((seen[0] - held[0]).std()) == pytest.approx((0.04 * number / 4) ** 0.5, rel=0.05)
+        assert torch.equal(seen[0], noisy.client_data(f"client-{number}", None).tensors[0])
+    assert torch.equal(noisy.evaluation_data().tensors[0], clean.evaluation_data().tensors[0])
 
 
 def test_the_number_at_the_end_of_an_id_names_the_share() -> None:

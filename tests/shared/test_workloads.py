@@ -13,8 +13,9 @@ from torch.utils.data import Dataset, TensorDataset
 
 from shared.errors import WorkloadError
 from shared.workloads.batches import batches, evaluate, example_count
+from shared.workloads.bundled import BundledWorkload
 from shared.workloads.digits import Digits
-from shared.workloads.loading import load_workload
+from shared.workloads.loading import BUILT_IN, load_workload
 from shared.workloads.port import TrainingRecipe, Workload
 
 SOUND = """
@@ -71,12 +72,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-def test_a_built_in_workload_takes_its_options() -> None:
-    workload = load_workload("digits", {"partition": "iid", "clients": 3})
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_workload_takes_its_options(name: str) -> None:
+    workload = load_workload(name, {"partition": "labels:2", "clients": 6})
 
-    assert isinstance(workload, Digits)
+    assert isinstance(workload, BundledWorkload)
     assert isinstance(workload, Workload)
-    assert workload.clients == 3
+    assert workload.name == name
+    shares = [example_count(workload.client_data(f"client-{number}", None)) for number in range(1, 7)]
+    assert sum(shares) == len(workload.table().training)
+    assert evaluate(workload, workload.model(), workload.evaluation_data()).keys() == {"accuracy", "loss"}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,7 @@ def test_a_workload_from_outside_is_a_class_a_function_or_an_object(
 @pytest.mark.parametrize(
     ("reference", "options", "told"),
     [
-        ("digit", {}, r"'digit' is neither built in \(digits\)"),
+        ("digit", {}, r"'digit' is neither built in \(digits, digits_cnn, breast_cancer\)"),
         ("mine.halves", {}, "package.module:object"),
         (":x", {}, "package.module:object"),
         ("absent.module:x", {}, "'absent'.*start from the directory"),
