@@ -32,7 +32,7 @@ class CoordinatorSettings(ProcessSettings):
         int, Field(ge=1, description="Records that count as weight 1 (n_max); more count no more.")
     ] = 1000
     training: Annotated[
-        TrainingPlan | None, Field(description="How clients train; the workload's recipe if not set.")
+        TrainingPlan | None, Field(description="How clients train; what is not set is the workload's recipe.")
     ] = None
     codec: Annotated[CodecPlan, Field(description="Coordinates and integers of an update.")] = CodecPlan()
     aggregation: Annotated[AggregationPlan, Field(description="Robust rule and server optimizer.")] = AggregationPlan()
@@ -48,11 +48,14 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         WorkloadError: the workload's model cannot be federated.
     """
     recipe, layout = workload.recipe, layout_of(workload.model())
-    training = settings.training or TrainingPlan(
+    training = TrainingPlan(
         optimizer=OptimizerChoice(name=recipe.optimizer, options=dict(recipe.options)),
         batch_size=recipe.batch_size,
         local_epochs=recipe.local_epochs,
     )
+    if settings.training is not None:
+        given = {name: getattr(settings.training, name) for name in settings.training.model_fields_set}
+        training = training.model_copy(update=given)
     check_optimizer(training.optimizer.name, training.optimizer.options, field="training.optimizer", error=PlanError)
     codec = settings.codec
     if "clipping_norm" not in codec.model_fields_set:

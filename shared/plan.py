@@ -39,11 +39,15 @@ class OptimizerChoice(_Part):
 
 
 class TrainingPlan(_Part):
-    """What a client does with its data in one round."""
+    """What a client does with its data in one round.
+
+    `proximal_mu` is FedProx's mu: it holds local training near the global weights. 0 is plain training.
+    """
 
     optimizer: OptimizerChoice = OptimizerChoice(name="SGD", options={"lr": 0.1})
     batch_size: Annotated[int, Field(ge=1)] = 16
     local_epochs: Annotated[int, Field(ge=1)] = 1
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
 
 
 class CodecPlan(_Part):

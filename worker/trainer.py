@@ -64,7 +64,7 @@ class Trainer:
             local_epochs=training.local_epochs,
         )
         self._workload = workload
-        self._training = PlainTraining(workload.loss, recipe)
+        self._training = PlainTraining(workload.loss, recipe, training.proximal_mu)
         self._model: nn.Module = workload.model()
         self._data_path = data_path
         self._datasets: dict[str, Examples] = {}

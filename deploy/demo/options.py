@@ -59,6 +59,7 @@ class DemoOptions:
     gates: Annotated[str, Option(help="Drop sums that no honest group can send: on or off.")] = "on"
     attackers: Annotated[int, Option(help="How many clients are dishonest.")] = 0
     attack: Annotated[str, Option(help=f"What these do: {', '.join(ATTACKS)}.")] = "sign-flip"
+    proximal_mu: Annotated[float, Option(help="FedProx: holds training near the global weights; 0 is off.")] = 0.0
     drop: Annotated[int, Option(help="How many clients are killed at version ROUNDS/3.")] = 0
     drop_at: Annotated[
         str | None, Option(help="Where they are: training, offer or words.", show_default="one after the other")
@@ -134,6 +135,7 @@ class DemoOptions:
         dense = self.density == 1.0
         most = max(example_count(workload.client_data(client, None)) for client in clients)
         sections = {
+            "TRAINING": {"proximal_mu": self.proximal_mu},
             "CODEC": {"selection": "dense" if dense else "random", "density": self.density},
             "AGGREGATION": {"rule": self.robust, "trim": trim, "gates": self.gates == "on"},
             "ROUND": {

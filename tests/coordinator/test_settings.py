@@ -35,6 +35,10 @@ def test_training_is_the_workloads_recipe_unless_it_is_set() -> None:
 
     ours = plan(training={"batch_size": 7, "local_epochs": 3}).training
     assert (ours.batch_size, ours.local_epochs) == (7, 3)
+    assert ours.optimizer == made.optimizer
+
+    near = plan(training={"proximal_mu": 0.5}).training
+    assert near == made.model_copy(update={"proximal_mu": 0.5})
 
 
 @pytest.mark.parametrize(

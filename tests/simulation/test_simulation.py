@@ -248,6 +248,16 @@ def test_a_client_that_cannot_train_once_misses_one_version() -> None:
     assert run.count("client_lost") == 0
 
 
+def test_a_proximal_term_in_the_plan_shortens_every_update() -> None:
+    def lengths(mu: float) -> list[float]:
+        training = {"optimizer": {"name": "SGD", "options": {"lr": 0.1}}, "batch_size": 2, "local_epochs": 3}
+        run = FederationRun(plan={"round": {"rounds": 1}, "training": {**training, "proximal_mu": mu}})
+        run.run()
+        return [float(np.linalg.norm(finished.values)) for _, finished in sorted(run.updates, key=lambda one: one[0])]
+
+    assert all(near < free for near, free in zip(lengths(3.0), lengths(0.0), strict=True))
+
+
 # ── the demonstration ───────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 from shared.codec.flatten import layout_of, read_weights, write_weights
 from shared.errors import WorkloadError
+from shared.workloads.batches import batches
 from shared.workloads.digits import Digits
 from shared.workloads.port import TrainingRecipe
 from worker.training.plain import PlainTraining, TrainingStopped
@@ -20,8 +21,8 @@ def line_data(count: int = 10) -> TensorDataset:
     return TensorDataset(features, 3 * features + 1)
 
 
-def training(**fields: object) -> PlainTraining:
-    return PlainTraining(nn.functional.mse_loss, TrainingRecipe(**fields))  # type: ignore[arg-type]
+def training(proximal_mu: float = 0.0, **fields: object) -> PlainTraining:
+    return PlainTraining(nn.functional.mse_loss, TrainingRecipe(**fields), proximal_mu)  # type: ignore[arg-type]
 
 
 def test_the_update_is_what_gradient_descent_by_hand_gives() -> None:
@@ -53,6 +54,64 @@ def test_the_reported_loss_is_the_last_epochs_mean_over_examples() -> None:
     expected = float(nn.functional.mse_loss(data.tensors[0] * 1.0, data.tensors[1]))
     assert outcome.metrics["loss"] == pytest.approx(expected, rel=1e-6)
     assert not outcome.update.any()
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_the_proximal_term_is_what_autograd_makes_of_its_formula(optimizer: str) -> None:
+    data, mu, epochs = line_data(), 0.7, 4
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
+    weights = read_weights(model)
+    anchors = [parameter.detach().clone() for parameter in model.parameters()]
+    by_hand = getattr(torch.optim, optimizer)(model.parameters(), lr=0.05)
+    for _ in range(epochs):
+        by_hand.zero_grad()
+        distance = sum((p - a).square().sum() for p, a in zip(model.parameters(), anchors, strict=True))
+        (nn.functional.mse_loss(model(data.tensors[0]), data.tensors[1]) + mu / 2 * distance).backward()
+        by_hand.step()
+    expected = read_weights(model) - weights
+
+    recipe = {"optimizer": optimizer, "options": {"lr": 0.05}, "batch_size": 10, "local_epochs": epochs}
+    near = training(mu, **recipe).train(model, data, weights, seed=0)
+    free = training(0.0, **recipe).train(model, data, weights, seed=0)
+
+    np.testing.assert_allclose(near.update, expected, atol=2e-6)
+    assert np.abs(near.update - free.update).max() > 1e-3
+
+
+def test_mu_holds_training_near_the_global_weights_and_zero_leaves_every_bit() -> None:
+    model = nn.Linear(1, 1)
+    weights = np.array([0.5, -0.25], dtype=np.float32)
+    recipe = {"options": {"lr": 0.05}, "batch_size": 2, "local_epochs": 5}
+
+    lengths = [np.linalg.norm(training(mu, **recipe).train(model, line_data(), weights, 1).update) for mu in (0, 1, 5)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[2] < 0.5 * lengths[0]
+
+    write_weights(model, weights)
+    by_hand, order = torch.optim.SGD(model.parameters(), lr=0.05), torch.Generator().manual_seed(1)
+    for _ in range(5):
+        for features, targets in batches(line_data(), 2, order):
+            by_hand.zero_grad()
+            nn.functional.mse_loss(model(features), targets).backward()
+            by_hand.step()
+    expected = read_weights(model) - weights
+    assert np.array_equal(training(0.0, **recipe).train(model, line_data(), weights, 1).update, expected)
+
+
+def test_a_parameter_that_the_loss_does_not_reach_stays_under_the_proximal_term() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(1, 1), nn.Linear(1, 1)
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.used(features)
+
+    model = Half()
+    update = training(1.0).train(model, line_data(), read_weights(model), 0).update
+    assert update[:2].any()
+    assert not update[2:].any()
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "RMSprop", "Adagrad"])

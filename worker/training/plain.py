@@ -1,13 +1,13 @@
 """How does a client turn global weights and its own data into an update?
 
 Plain mini-batch training with any optimizer of `torch.optim`, fresh in every round, so that a client keeps
-nothing between rounds. The process's random numbers and thread settings are left as they were.
+nothing between rounds; on request with a proximal term that holds it near the global weights. The process's random numbers and thread settings are left as they were.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from shared.workloads.optimizers import optimizer_factory
 from shared.workloads.port import Examples, TrainingRecipe
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Anchored = tuple[nn.Parameter, torch.Tensor]
+"""A parameter and its global value, from which the proximal term measures."""
 
 
 class TrainingStopped(ComitiaError):
@@ -42,14 +44,19 @@ class PlainTraining:
     Args:
         loss: mean loss of a batch, from (outputs, targets).
         recipe: optimizer, batch size, epochs.
+        proximal_mu: mu >= 0 of the proximal term mu/2 · ||w - w_global||², whose gradient is added to the loss's;
+            metrics are of the loss alone. 0 leaves the term out.
 
     Raises:
         WorkloadError: the recipe names an optimizer or option that torch does not have.
+
+    Reference: Li et al., Federated Optimization in Heterogeneous Networks (2020), algorithm 2.
     """
 
-    def __init__(self, loss: Loss, recipe: TrainingRecipe) -> None:
+    def __init__(self, loss: Loss, recipe: TrainingRecipe, proximal_mu: float = 0.0) -> None:
         self._loss = loss
         self._recipe = recipe
+        self._proximal_mu = proximal_mu
         self._build = optimizer_factory(recipe.optimizer, recipe.options, field="optimizer", error=WorkloadError)
 
     def train(
@@ -95,7 +102,9 @@ class PlainTraining:
 
     def _run(self, model: nn.Module, dataset: Examples, seed: int, should_stop: Callable[[], bool]) -> float:
         generator = torch.Generator().manual_seed(seed)
-        optimizer = self._build([parameter for parameter in model.parameters() if parameter.requires_grad])
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = self._build(parameters)
+        anchored = [(parameter, parameter.detach().clone()) for parameter in parameters if self._proximal_mu]
         mean_loss = math.nan
         for _ in range(self._recipe.local_epochs):
             losses: list[float] = []
@@ -103,13 +112,18 @@ class PlainTraining:
             for features, targets in batches(dataset, self._recipe.batch_size, generator):
                 if should_stop():
                     raise TrainingStopped("training was stopped between two batches")
-                losses.append(self._step(model, optimizer, features, targets))
+                losses.append(self._step(model, optimizer, anchored, features, targets))
                 sizes.append(len(targets))
             mean_loss = math.fsum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
         return mean_loss
 
     def _step(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, features: torch.Tensor, targets: torch.Tensor
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        anchored: Sequence[Anchored],
+        features: torch.Tensor,
+        targets: torch.Tensor,
     ) -> float:
         optimizer.zero_grad()
         loss = self._loss(model(features), targets)
@@ -119,5 +133,9 @@ class PlainTraining:
                 f"workload: the training loss became {value}; a smaller learning rate or cleaner data would help"
             )
         torch.autograd.backward(loss)
+        for parameter, anchor in anchored:
+            # Without a gradient the loss does not reach it: it has not moved, and nothing pulls it back.
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=self._proximal_mu)
         optimizer.step()
         return value
