@@ -102,6 +102,7 @@ def _say_goodbye(service: CoordinatorService) -> None:
         note(
             "coordinator_stopped",
             finished=service.finished is not None,
+            reason=service.finished.reason if service.finished else "",
             version=chain.version if chain else None,
             weights_sha256=chain.weights_sha256.hex() if chain else None,
             counts=dict(service.telemetry.counts),

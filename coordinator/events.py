@@ -111,6 +111,13 @@ class EvaluationFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class RateLowered:
+    """The model has not become better: the server's scheduled learning rate is multiplied by `factor` from now on."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClientLost:
     """A client missed a deadline or fell silent; `phase` is the last one it gave a sign of."""
 
@@ -136,6 +143,7 @@ Event = (
     | GroupGivenUp
     | StepTaken
     | EvaluationFinished
+    | RateLowered
     | ClientLost
     | Tick
 )
@@ -158,7 +166,7 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """An effect: the planned rounds are done, or cannot be; `reason` is empty for success."""
+    """An effect: the run is over; `reason` says why if that is not because the planned rounds are done."""
 
     reason: str = ""
 

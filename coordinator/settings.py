@@ -11,7 +11,16 @@ from shared.codec.coordinates import coordinate_count
 from shared.codec.flatten import layout_of
 from shared.directory import Directory
 from shared.errors import PlanError
-from shared.plan import AggregationPlan, CodecPlan, OptimizerChoice, Plan, RoundPlan, TrainingPlan, make_plan
+from shared.plan import (
+    AggregationPlan,
+    CodecPlan,
+    OptimizerChoice,
+    Plan,
+    RoundPlan,
+    SteeringPlan,
+    TrainingPlan,
+    make_plan,
+)
 from shared.settings import ProcessSettings
 from shared.workloads.optimizers import check_optimizer
 from shared.workloads.port import Workload
@@ -37,6 +46,9 @@ class CoordinatorSettings(ProcessSettings):
     codec: Annotated[CodecPlan, Field(description="Coordinates and integers of an update.")] = CodecPlan()
     aggregation: Annotated[AggregationPlan, Field(description="Robust rule and server optimizer.")] = AggregationPlan()
     round: Annotated[RoundPlan, Field(description="Number of rounds, cohort, deadlines.")] = RoundPlan()
+    steering: Annotated[
+        SteeringPlan, Field(description="Server's learning rate by version or on a plateau, early stop.")
+    ] = SteeringPlan()
     evaluation_threads: Annotated[int, Field(ge=1, description="Threads of torch for the evaluation.")] = 1
 
 
@@ -77,4 +89,5 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         codec=codec,
         aggregation=settings.aggregation,
         round=settings.round,
+        steering=settings.steering,
     )

@@ -96,6 +96,21 @@ class RoundPlan(_Part):
     snapshot_every: Annotated[int, Field(ge=1)] = 20
 
 
+class SteeringPlan(_Part):
+    """How the run is steered by what the held-out data say. Versions are counted; nothing here reaches a worker.
+
+    `schedule` moves the server's learning rate by version: along half a cosine to 0 at the last of the planned rounds,
+    or times `rate_drop` every `step_every` versions. With `plateau_patience` it is multiplied by `rate_drop` after so
+    many versions without a new best one; with `stop_patience` the run then ends.
+    """
+
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    step_every: Annotated[int, Field(ge=1)] | None = None
+    plateau_patience: Annotated[int, Field(ge=1)] | None = None
+    rate_drop: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    stop_patience: Annotated[int, Field(ge=1)] | None = None
+
+
 class Plan(_Part):
     """The frozen public parameters of one federation.
 
@@ -117,6 +132,7 @@ class Plan(_Part):
     codec: CodecPlan = CodecPlan()
     aggregation: AggregationPlan = AggregationPlan()
     round: RoundPlan = RoundPlan()
+    steering: SteeringPlan = SteeringPlan()
 
     @property
     def coordinate_count(self) -> int:
@@ -268,6 +284,12 @@ def _refusals(plan: Plan) -> Iterator[str]:
             yield f"codec.{error}"
     if rounds.cohort_size is not None and rounds.cohort_size < plan.min_offers:
         yield f"round.cohort_size={rounds.cohort_size} is below the {plan.min_offers} offers that a draw needs"
+    steering = plan.steering
+    if (steering.schedule == "step") != (steering.step_every is not None):
+        yield "steering.step_every belongs to the schedule 'step', which needs it: set both or neither"
+    drops = steering.schedule == "step" or steering.plateau_patience is not None
+    if not drops and steering.rate_drop != SteeringPlan().rate_drop:
+        yield f"steering.rate_drop={steering.rate_drop} has no effect without the schedule 'step' or plateau_patience"
     if not all(name.isidentifier() for name in plan.metric_bounds):
         yield "metric_bounds: names must be identifiers"
     if len(plan.encode()) > PLAN_BYTES_MAX:

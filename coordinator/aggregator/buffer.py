@@ -9,6 +9,7 @@
                own draw entry accepted
     buffering  all groups ended or deadline, no quorum       appended   void entry
     appended   own entry accepted                            idle       buffers dropped; a snapshot, if one is due
+    any        RateLowered                                   -          the next step's learning rate
 
 A duplicate sum of a group is dropped: the first counts.
 """
@@ -25,6 +26,7 @@ from coordinator.aggregator.gates import pass_gates
 from coordinator.aggregator.mixing import nnm_trimmed_mean
 from coordinator.aggregator.robust import MeanAccumulator, coordinate_median, trimmed_mean
 from coordinator.aggregator.server_step import ServerOptimizer, adapt_clipping_norm
+from coordinator.aggregator.steering import scheduled_rate
 from coordinator.events import (
     CoordinatorEffect,
     DrawMade,
@@ -32,6 +34,7 @@ from coordinator.events import (
     Event,
     GroupGivenUp,
     GroupSummed,
+    RateLowered,
     StepTaken,
     Tell,
     Tick,
@@ -91,6 +94,7 @@ class Aggregator:
         self.continuable = not self._optimizer.touches_all
         self._buffer: DrawBuffer | None = None
         self._changed_bytes = 0
+        self._plateau_factor = 1.0
 
     def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
         """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
@@ -104,6 +108,9 @@ class Aggregator:
                 effects = self._on_given_up(event)
             case EntryAccepted():
                 effects = self._on_entry(event)
+            case RateLowered(factor):
+                self._plateau_factor = factor
+                return ()
             case Tick():
                 effects = iter(())
             case _:
@@ -173,8 +180,9 @@ class Aggregator:
             yield from self._step(buffer, chain)
 
     def _step(self, buffer: DrawBuffer, chain: ChainState) -> Iterator[CoordinatorEffect]:
-        aggregate = self._aggregate(buffer)
-        weights = self._optimizer.step(self._log.weights, self._log.coordinates, aggregate, self._plan.rescale)
+        plan, aggregate = self._plan, self._aggregate(buffer)
+        rate = self._plateau_factor * scheduled_rate(plan.steering, chain.version, plan.round.rounds)
+        weights = self._optimizer.step(self._log.weights, self._log.coordinates, aggregate, plan.rescale, rate)
         sparse = self._log.coordinates is not None and not self._optimizer.touches_all
         body = np.ascontiguousarray(weights[self._log.coordinates] if sparse else weights, dtype="<f4")
         entry = ChangeEntry(

@@ -46,12 +46,14 @@ class ServerOptimizer:
     def __init__(self, name: str, options: Mapping[str, Any], dimension: int) -> None:
         self._dimension = dimension
         self._plain_rate = _plain_learning_rate(name, options)
+        self._rates: list[Any] = []
         self._optimizer: Optimizer | None = None
         # One number that looks like d: weights lend the parameter their memory for the time of a step.
         self._idle = torch.zeros(1).expand(dimension)
         self._parameter = nn.Parameter(self._idle)
         if self._plain_rate is None:
             self._optimizer = optimizer_factory(name, options, field=_FIELD, error=PlanError)([self._parameter])
+            self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
     @property
     def touches_all(self) -> bool:
@@ -59,7 +61,12 @@ class ServerOptimizer:
         return self._plain_rate is None
 
     def step(
-        self, weights: FloatVector, coordinates: Coordinates | None, aggregate: FloatVector, rescale: float = 1.0
+        self,
+        weights: FloatVector,
+        coordinates: Coordinates | None,
+        aggregate: FloatVector,
+        rescale: float = 1.0,
+        rate_factor: float = 1.0,
     ) -> FloatVector:
         """Return the new weights; `weights` stays as it is.
 
@@ -71,6 +78,7 @@ class ServerOptimizer:
             coordinates: (k,) ascending positions, or None if `aggregate` is dense.
             aggregate: (k,) float32, the mean update.
             rescale: r, applied to the aggregate.
+            rate_factor: the step's learning rate is the optimizer's own times this.
 
         Returns:
             (d,) float32.
@@ -83,8 +91,9 @@ class ServerOptimizer:
             raise LocalProtocolError(f"a step of {aggregate.shape} values at {count} places on {weights.shape} weights")
         changed = weights.copy()
         if self._plain_rate is not None:
-            _add_scaled(changed, coordinates, aggregate, self._plain_rate * rescale)
+            _add_scaled(changed, coordinates, aggregate, self._plain_rate * rescale * rate_factor)
         else:
+            self._set_rate(rate_factor)
             self._step_by_torch(changed, coordinates, aggregate, rescale)
         return changed
 
@@ -110,6 +119,11 @@ class ServerOptimizer:
             self._optimizer.state[self._parameter] = dict(tensors)
         elif tensors:
             raise StateError("the state of the server optimizer belongs to another optimizer")
+
+    def _set_rate(self, factor: float) -> None:
+        assert self._optimizer is not None
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
 
     def _step_by_torch(
         self, changed: FloatVector, coordinates: Coordinates | None, aggregate: FloatVector, rescale: float

@@ -1,11 +1,15 @@
-"""What a run looks like from outside: one record per version, the best version, and when the run is over."""
+"""What a run looks like from outside: one record per version, the best version, and when the run is over.
+
+It shows every evaluation to the steering, and tells the others what follows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from coordinator.aggregator.convergence import BestVersion, Evaluation
+from coordinator.aggregator.convergence import Evaluation
+from coordinator.aggregator.steering import Steering, Verdict
 from coordinator.events import (
     ClientLost,
     CoordinatorEffect,
@@ -16,10 +20,12 @@ from coordinator.events import (
     Event,
     Finish,
     KeepModel,
+    RateLowered,
     StepTaken,
+    Tell,
     TookOffice,
 )
-from shared.effects import Note
+from shared.effects import Note, note
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
 from shared.wire.messages import ChangeEntry
@@ -54,7 +60,7 @@ class RunRecord:
         self._traffic = traffic
         self._current: RoundRecord | None = None
         self._finished: dict[int, RoundRecord] = {}
-        self._best = BestVersion()
+        self._steering = Steering(plan.steering)
 
     def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
         """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
@@ -81,8 +87,7 @@ class RunRecord:
         chain = self._log.chain
         if chain is not None and chain.version >= self._plan.round.rounds:
             # The session before may have ended between the last version and its file.
-            yield KeepModel("final", chain.version, self._log.weights)
-            yield Finish()
+            yield from self._finish("")
 
     def _on_change(self, change: ChangeEntry, now: float) -> Iterator[CoordinatorEffect]:
         record, (up, down) = self._current, self._traffic()
@@ -95,13 +100,25 @@ class RunRecord:
 
     def _on_evaluation(self, event: EvaluationFinished) -> Iterator[CoordinatorEffect]:
         record = self._finished.pop(event.version, None)
-        if event.evaluation is not None and self._best.record(event.evaluation):
+        verdict = Verdict() if event.evaluation is None else self._steering.judge(event.evaluation)
+        if verdict.best:
             yield KeepModel("best", event.version, event.weights)
         if record is not None and record.step is not None:
             yield Note("round_finished", fields=_figures(record, record.step, event.evaluation))
         if event.version >= self._plan.round.rounds:
-            yield KeepModel("final", event.version, self._log.weights)
-            yield Finish()
+            yield from self._finish("")
+        elif verdict.stop:
+            yield note("stopped_early", version=event.version, reason=verdict.stop)
+            yield from self._finish(verdict.stop)
+        elif verdict.rate_factor is not None:
+            yield note("rate_lowered", version=event.version, factor=verdict.rate_factor)
+            yield Tell(RateLowered(verdict.rate_factor))
+
+    def _finish(self, reason: str) -> Iterator[CoordinatorEffect]:
+        chain = self._log.chain
+        assert chain is not None
+        yield KeepModel("final", chain.version, self._log.weights)
+        yield Finish(reason)
 
 
 def _figures(record: RoundRecord, step: StepTaken, evaluation: Evaluation | None) -> dict[str, object]:

@@ -176,6 +176,12 @@ def _message(event: str, fields: dict[str, Any]) -> str:
             return f"group {fields['group']} given up: {fields['reason']} ({', '.join(fields['clients'])})"
         case "group_rejected":
             return f"group {fields['group']} rejected: {fields['reason']}"
+        case "rate_lowered":
+            return (
+                f"plateau at version {fields['version']}: server's learning rate times {fields['factor']:g} from here"
+            )
+        case "stopped_early":
+            return f"stopped early: {fields['reason']}"
         case "draw_void":
             return f"draw void: {fields['reason']}"
         case "waiting_for_clients":

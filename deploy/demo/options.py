@@ -60,6 +60,11 @@ class DemoOptions:
     attackers: Annotated[int, Option(help="How many clients are dishonest.")] = 0
     attack: Annotated[str, Option(help=f"What these do: {', '.join(ATTACKS)}.")] = "sign-flip"
     proximal_mu: Annotated[float, Option(help="FedProx: holds training near the global weights; 0 is off.")] = 0.0
+    schedule: Annotated[
+        str, Option(help="Server's learning rate by version: constant, cosine, or step:N (halved every N).")
+    ] = "constant"
+    plateau: Annotated[int, Option(help="Halve it after so many versions without a better one; 0 never.")] = 0
+    stop_after: Annotated[int, Option(help="End after so many versions without a better one; 0 never.")] = 0
     drop: Annotated[int, Option(help="How many clients are killed at version ROUNDS/3.")] = 0
     drop_at: Annotated[
         str | None, Option(help="Where they are: training, offer or words.", show_default="one after the other")
@@ -124,6 +129,15 @@ class DemoOptions:
         chosen = clients[len(clients) - self.drop :]
         return {client: phases[i % len(phases)] for i, client in enumerate(chosen)}
 
+    def _steering(self) -> dict[str, Any]:
+        schedule, _, every = self.schedule.partition(":")
+        return {
+            "schedule": schedule,
+            "step_every": every or None,
+            "plateau_patience": self.plateau or None,
+            "stop_patience": self.stop_after or None,
+        }
+
     def coordinator_environment(self, clients: tuple[str, ...]) -> dict[str, str]:
         """Environment variables that give a coordinator this run's plan.
 
@@ -145,6 +159,7 @@ class DemoOptions:
                 "group_step_s": GROUP_STEP_S,
                 "status_interval_s": STATUS_INTERVAL_S,
             },
+            "STEERING": self._steering(),
             "WORKLOAD_OPTIONS": self.workload_options,
         }
         variables = {f"COMITIA_{name}": json.dumps(section) for name, section in sections.items()}

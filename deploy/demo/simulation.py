@@ -112,11 +112,13 @@ class Simulation:
         yield self._summary(coordinator)
 
     def _summary(self, coordinator: CoordinatorService) -> Note:
-        chain = coordinator.log.chain
+        chain, finished = coordinator.log.chain, coordinator.finished
         assert chain is not None
+        assert finished is not None
         return note(
             "coordinator_stopped",
             finished=True,
+            reason=finished.reason,
             version=chain.version,
             weights_sha256=chain.weights_sha256.hex(),
             counts=dict(coordinator.telemetry.counts),

@@ -11,7 +11,16 @@ import pytest
 
 from coordinator.aggregator.buffer import Aggregator
 from coordinator.aggregator.server_step import adapt_clipping_norm
-from coordinator.events import CoordinatorEffect, DrawMade, Event, GroupGivenUp, GroupSummed, StepTaken, Tick
+from coordinator.events import (
+    CoordinatorEffect,
+    DrawMade,
+    Event,
+    GroupGivenUp,
+    GroupSummed,
+    RateLowered,
+    StepTaken,
+    Tick,
+)
 from shared.effects import Append
 from shared.modellog.chain import GENESIS
 from shared.plan import Plan
@@ -418,3 +427,19 @@ def test_a_snapshot_comes_when_the_changes_are_larger_than_the_model() -> None:
     assert [type(entry) for entry in entries(second)] == [ChangeEntry, SnapshotEntry]
     assert buffering.read_back(only(Append, second)[1:]) == []
     assert [type(entry) for entry in entries(buffering.round())] == [ChangeEntry]
+
+
+def test_schedule_and_plateau_scale_the_step() -> None:
+    step = {"schedule": "step", "step_every": 1}
+    full, half, eighth = Buffering(), Buffering(plan_with(steering=step)), Buffering(plan_with(steering=step))
+    for buffering in (full, half, eighth):
+        buffering.round()
+    first = full.desk.log.weights
+    np.testing.assert_array_equal(half.desk.log.weights, first)
+
+    assert eighth.handle(RateLowered(0.25)) == ()
+    for buffering in (full, half, eighth):
+        buffering.round()
+    moved = full.desk.log.weights - first
+    np.testing.assert_allclose(half.desk.log.weights - first, moved / 2, rtol=1e-5)
+    np.testing.assert_allclose(eighth.desk.log.weights - first, moved / 8, rtol=1e-5)

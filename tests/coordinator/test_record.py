@@ -16,7 +16,9 @@ from coordinator.events import (
     Event,
     Finish,
     KeepModel,
+    RateLowered,
     StepTaken,
+    Tell,
     Tick,
     TookOffice,
 )
@@ -32,8 +34,8 @@ from tests.coordinator.builders import Desk
 class Run:
     """A record of a run of `rounds` versions; every round takes 4 seconds and moves 100 bytes up, 10 down."""
 
-    def __init__(self, rounds: int = 3) -> None:
-        self.desk = Desk(tiny_plan(round={"rounds": rounds}))
+    def __init__(self, rounds: int = 3, **fields: Any) -> None:
+        self.desk = Desk(tiny_plan(round={"rounds": rounds}, **fields))
         self.traffic = (0, 0)
         self.record = RunRecord(self.desk.plan, self.desk.log, lambda: self.traffic)
 
@@ -150,6 +152,23 @@ def test_the_last_version_ends_the_run() -> None:
     effects = run.handle(run.evaluated(2, 0.4))
     assert [effect.name for effect in effects if isinstance(effect, KeepModel)] == ["final"]
     assert effects[-1] == Finish()
+
+
+def test_a_plateau_is_told_and_an_early_stop_keeps_the_newest_version() -> None:
+    run = Run(rounds=9, steering={"plateau_patience": 1, "stop_patience": 2})
+    run.handle(TookOffice(), 0.0)
+    for version in range(4):
+        run.change(started=4.0 * version)
+    run.handle(run.evaluated(1, 0.5))
+
+    *_, lowered, tell = run.handle(run.evaluated(2, 0.4))
+    assert (lowered.event, lowered.fields) == ("rate_lowered", {"version": 2, "factor": 0.5})
+    assert tell == Tell(RateLowered(0.5))
+    *_, said, final, finish = run.handle(run.evaluated(3, 0.4))
+    reason = "no better version for 2 versions; the best is 1"
+    assert (said.event, said.fields) == ("stopped_early", {"version": 3, "reason": reason})
+    assert (final.name, final.version, final.weights.tolist()) == ("final", 4, [4.0] * 8)
+    assert finish == Finish(reason)
 
 
 def test_a_federation_that_is_done_already_only_writes_its_model() -> None:

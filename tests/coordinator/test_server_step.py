@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,3 +185,21 @@ def test_liars_within_the_trim_move_the_clipping_norm_little(lie: float) -> None
 def test_the_clipping_norm_of_no_groups_is_refused() -> None:
     with pytest.raises(LocalProtocolError):
         adapt_clipping_norm(1.0, [1.0, 1.0], trim=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("SGD", {"lr": 0.5}), ("SGD", {"lr": 0.5, "momentum": 0.9}), ("Adam", {"lr": 0.5})]
+)
+def test_a_steps_rate_is_the_optimizers_own_times_a_factor(name: str, options: dict[str, Any]) -> None:
+    weights, aggregate = np.zeros(4, np.float32), np.array([1, -2, 3, 0.5], np.float32)
+    steered, lower = ServerOptimizer(name, options, 4), ServerOptimizer(name, {**options, "lr": 0.125}, 4)
+
+    np.testing.assert_array_equal(
+        steered.step(weights, None, aggregate, rate_factor=0.25), lower.step(weights, None, aggregate)
+    )
+    # The factor is of one step: it does not add up.
+    own = ServerOptimizer(name, options, 4)
+    own.step(weights, None, aggregate)
+    np.testing.assert_allclose(
+        steered.step(weights, None, aggregate, rate_factor=1.0), own.step(weights, None, aggregate), rtol=1e-6
+    )

@@ -155,6 +155,7 @@ def test_every_field_is_part_of_the_digest() -> None:
         "codec": {**fields["codec"], "density": 0.25},
         "aggregation": {**fields["aggregation"], "trim": 1},
         "round": {**fields["round"], "rounds": 31},
+        "steering": {**fields["steering"], "schedule": "cosine"},
     }
 
     assert set(changes) == set(fields) - {"protocol_version", "group_size"}
@@ -164,7 +165,7 @@ def test_every_field_is_part_of_the_digest() -> None:
 
 def test_the_digest_of_a_plan_never_changes() -> None:
     # Made with this code at protocol version 1: a federation keeps its plan over releases of Comitia.
-    assert tiny_plan().digest().hex() == "da5aac002e25d5f5373013968ad1f5590122d027c81e0e00d34acbcff96625e0"
+    assert tiny_plan().digest().hex() == "26667fa969c70390eb886091efa3133269031bb8421a71ca1112cdde74f245fd"
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"protocol_version": 2}', b"{" * 5000])
@@ -178,6 +179,21 @@ def test_an_unsound_plan_is_refused_also_when_it_is_read() -> None:
 
     with pytest.raises(PlanError, match="secure groups"):
         decode_plan(unsound)
+
+
+@pytest.mark.parametrize(
+    ("steering", "words"),
+    [
+        ({"schedule": "step"}, "steering.step_every belongs to the schedule 'step'"),
+        ({"schedule": "cosine", "step_every": 5}, "steering.step_every belongs to the schedule 'step'"),
+        ({"rate_drop": 0.1}, "steering.rate_drop=0.1 has no effect"),
+        ({"rate_drop": 1.0, "plateau_patience": 3}, "plan.steering.rate_drop"),
+        ({"plateau_patience": 0}, "plan.steering.plateau_patience"),
+    ],
+)
+def test_steering_without_effect_is_refused(steering: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        tiny_plan(steering=steering)
 
 
 # ── quorums and clients ──

@@ -336,6 +336,14 @@ def unlike_others(trained: Trained, chance: random.Random) -> Trained:
     return replace(trained, outcome=replace(outcome, values=outcome.values + np.float32(chance.uniform(-0.01, 0.01))))
 
 
+def pushed_away(trained: Trained) -> Trained:
+    """The same run with an update that leads away from any solution."""
+    outcome = trained.outcome
+    if isinstance(outcome, TrainingFailed):
+        return trained
+    return replace(trained, outcome=replace(outcome, values=np.ones_like(outcome.values)))
+
+
 def failed(trained: Trained, reason: str) -> Trained:
     """The same run, but failed."""
     return Trained(trained.client, TrainingFailed(trained.outcome.task, reason))

@@ -17,7 +17,7 @@ from deploy.demo.simulation import Simulation
 from shared.codec.quantize import open_mean, open_slots, read_words
 from shared.transport.memory import Faults
 from shared.wire.messages import ChangeEntry, DrawEntry, Message, Offer, VoidEntry, Words
-from tests.simulation.federation import FederationRun, PowerCut, failed, unlike_others
+from tests.simulation.federation import FederationRun, PowerCut, failed, pushed_away, unlike_others
 from tests.tiny_workload import TinyWorkload
 from worker.ledger import LedgerEnd, SpentMark, read_ledger
 
@@ -256,6 +256,20 @@ def test_a_proximal_term_in_the_plan_shortens_every_update() -> None:
         return [float(np.linalg.norm(finished.values)) for _, finished in sorted(run.updates, key=lambda one: one[0])]
 
     assert all(near < free for near, free in zip(lengths(3.0), lengths(0.0), strict=True))
+
+
+def test_a_run_that_has_learnt_what_it_can_lowers_the_rate_and_stops_early() -> None:
+    plan = {"round": {"rounds": 60}, "steering": {"plateau_patience": 2, "stop_patience": 5}}
+    run = FederationRun(plan=plan)
+    run.tamper = lambda trained: trained if run.version < 3 else pushed_away(trained)
+    run.run()
+
+    finished = run.coordinator.finished
+    assert finished is not None
+    assert finished.reason.startswith("no better version for 5 versions")
+    assert run.version < 20
+    assert run.count("rate_lowered") == 2
+    assert run.count("stopped_early") == 1
 
 
 # ── the demonstration ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,8 @@
 """How does a client turn global weights and its own data into an update?
 
-Plain mini-batch training with any optimizer of `torch.optim`, fresh in every round, so that a client keeps
-nothing between rounds; on request with a proximal term that holds it near the global weights. The process's random numbers and thread settings are left as they were.
+Plain mini-batch training with any optimizer of `torch.optim`, fresh in every round, so that a client keeps nothing
+between rounds; on request with a proximal term that holds it near the global weights. The process's random numbers
+and thread settings are left as they were.
 """
 
 from __future__ import annotations

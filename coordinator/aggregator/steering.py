@@ -1,0 +1,89 @@
+"""What follows from how good the versions are: the server's learning rate, the end of the run, alarms in words.
+
+    what is seen                                                     what follows
+    ───────────────────────────────────────────────────────────────  ──────────────────────────────────────────────
+    a version better than all before                                 it is the best; both patiences begin anew
+    `plateau_patience` versions since the best or the last lowering  server's learning rate times `rate_drop`
+    `stop_patience` versions since the best                          the run ends and says why
+
+Better is what `BestVersion` calls better: higher accuracy, else lower loss. A version that was passed over starts
+nothing, but its number counts. What is seen lags: the next version is already in the making while one is evaluated, so
+a lowered rate applies one or two versions later. And it lives in the coordinator's memory: one that was restarted
+takes its first evaluation for the best so far, and begins with the schedule's rate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from coordinator.aggregator.convergence import BestVersion, Evaluation
+from shared.plan import SteeringPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What follows from one evaluation: is it the best, the new plateau factor (None: as before), why to stop."""
+
+    best: bool = False
+    rate_factor: float | None = None
+    stop: str = ""
+
+
+@dataclass(slots=True)
+class Steering:
+    """Follows the evaluations of one run. Versions count from the first one that was seen."""
+
+    plan: SteeringPlan
+    rate_factor: float = 1.0
+    _best: BestVersion = field(default_factory=BestVersion)
+    _newest: int = -1
+    _improved_at: int = -1
+    _lowered_at: int = -1
+
+    def judge(self, evaluation: Evaluation) -> Verdict:
+        """Take an evaluation into account."""
+        best = self._best.record(evaluation)
+        if best or self._newest < 0:
+            self._improved_at = max(self._improved_at, evaluation.version)
+        if evaluation.version <= self._newest:
+            return Verdict(best=best)
+        self._newest = evaluation.version
+        return Verdict(best=best, rate_factor=self._lowered(), stop=self._reason_to_stop())
+
+    def _lowered(self) -> float | None:
+        patience = self.plan.plateau_patience
+        if patience is None or self._newest - max(self._improved_at, self._lowered_at) < patience:
+            return None
+        self._lowered_at = self._newest
+        self.rate_factor *= self.plan.rate_drop
+        return self.rate_factor
+
+    def _reason_to_stop(self) -> str:
+        patience = self.plan.stop_patience
+        if patience is None or self._newest - self._improved_at < patience:
+            return ""
+        return f"no better version for {self._newest - self._improved_at} versions; the best is {self._improved_at}"
+
+
+def scheduled_rate(plan: SteeringPlan, version: int, rounds: int) -> float:
+    """Return the factor of the server's learning rate in the step that leads from `version` to the next.
+
+    Args:
+        plan: says along which curve.
+        version: 0 <= version; from `rounds` on it counts as the last.
+        rounds: how many versions are planned.
+
+    Returns:
+        A factor in (0, 1], 1 at version 0.
+
+    Reference: Loshchilov and Hutter, SGDR (2017), equation 5, without restarts and with eta_min = 0.
+    """
+    match plan.schedule:
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(version, rounds - 1) / rounds))
+        case "step":
+            assert plan.step_every is not None
+            return plan.rate_drop ** (version // plan.step_every)
+        case _:
+            return 1.0
