@@ -149,12 +149,13 @@ class CoordinatorService:
         aggregator = Aggregator(plan, writer)
         self._writer = writer
         self._office = Office(plan, writer, initial_weights, aggregator.continuable, seal_as_coordinator)
+        self._record = RunRecord(plan, self.log, lambda: (self._bytes_in, self._outgoing.bytes_published))
         self._machines = (
             # First: a snapshot that is due behind a change is written before the next draw, which may follow at once.
             aggregator,
             Scheduler(plan, sites, writer, seal_as_coordinator),
             SummingStage(self._stage_id, plan, self.log, directory.digest(), seal_as_coordinator),
-            RunRecord(plan, self.log, lambda: (self._bytes_in, self._outgoing.bytes_published)),
+            self._record,
         )
         self._clock = OutageClock()
         self.finished: Finish | None = None
@@ -273,7 +274,9 @@ class CoordinatorService:
                     effects.append(note("log_entry_skipped", "debug", reason=event.reason, detail=event.detail))
                 elif was_in_office and isinstance(event, Accepted):
                     yield EntryAccepted(event)
-                elif not was_in_office and self._office.state is OfficeState.IN_OFFICE:
+                elif not was_in_office and isinstance(event, Accepted):
+                    self._record.observe(event.entry)
+                if not was_in_office and self._office.state is OfficeState.IN_OFFICE:
                     self._begin_work()
                     yield TookOffice()
             effects.append(Settle(Receipt(delivery, 1)))

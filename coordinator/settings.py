@@ -47,7 +47,7 @@ class CoordinatorSettings(ProcessSettings):
     aggregation: Annotated[AggregationPlan, Field(description="Robust rule and server optimizer.")] = AggregationPlan()
     round: Annotated[RoundPlan, Field(description="Number of rounds, cohort, deadlines.")] = RoundPlan()
     steering: Annotated[
-        SteeringPlan, Field(description="Server's learning rate by version or on a plateau, early stop.")
+        SteeringPlan, Field(description="Server's learning rate by version or on a plateau, early stop, average.")
     ] = SteeringPlan()
     evaluation_threads: Annotated[int, Field(ge=1, description="Threads of torch for the evaluation.")] = 1
 

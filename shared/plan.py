@@ -101,7 +101,8 @@ class SteeringPlan(_Part):
 
     `schedule` moves the server's learning rate by version: along half a cosine to 0 at the last of the planned rounds,
     or times `rate_drop` every `step_every` versions. With `plateau_patience` it is multiplied by `rate_drop` after so
-    many versions without a new best one; with `stop_patience` the run then ends.
+    many versions without a new best one; with `stop_patience` the run then ends. With `ema` above 0, what is evaluated
+    and written to files is that moving average of the versions; clients train from the model itself.
     """
 
     schedule: Literal["constant", "cosine", "step"] = "constant"
@@ -109,6 +110,7 @@ class SteeringPlan(_Part):
     plateau_patience: Annotated[int, Field(ge=1)] | None = None
     rate_drop: Annotated[float, Field(gt=0, lt=1)] = 0.5
     stop_patience: Annotated[int, Field(ge=1)] | None = None
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class Plan(_Part):

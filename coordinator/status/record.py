@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from coordinator.aggregator.averaging import WeightAverage
 from coordinator.aggregator.convergence import Evaluation
 from coordinator.aggregator.steering import Steering, Verdict
 from coordinator.events import (
@@ -28,7 +29,7 @@ from coordinator.events import (
 from shared.effects import Note, note
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
-from shared.wire.messages import ChangeEntry
+from shared.wire.messages import ChangeEntry, Entry, SnapshotEntry
 
 
 @dataclass(slots=True)
@@ -61,6 +62,13 @@ class RunRecord:
         self._current: RoundRecord | None = None
         self._finished: dict[int, RoundRecord] = {}
         self._steering = Steering(plan.steering)
+        self._average = WeightAverage(plan.steering.ema)
+
+    def observe(self, entry: Entry) -> None:
+        """An entry was accepted, be it before this session is in office: the average is of all versions of the log."""
+        begins = isinstance(entry, SnapshotEntry) and entry.version > 0 and self._average.weights is None
+        if begins or isinstance(entry, ChangeEntry):
+            self._average.add(self._log.weights)
 
     def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
         """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
@@ -96,7 +104,9 @@ class RunRecord:
             record.finished_at = now
             record.bytes_up, record.bytes_down = up - record.bytes_up, down - record.bytes_down
             self._finished[change.version] = record
-        yield Evaluate(change.version, self._log.weights)
+        self.observe(change)
+        assert self._average.weights is not None
+        yield Evaluate(change.version, self._average.weights)
 
     def _on_evaluation(self, event: EvaluationFinished) -> Iterator[CoordinatorEffect]:
         record = self._finished.pop(event.version, None)
@@ -117,7 +127,8 @@ class RunRecord:
     def _finish(self, reason: str) -> Iterator[CoordinatorEffect]:
         chain = self._log.chain
         assert chain is not None
-        yield KeepModel("final", chain.version, self._log.weights)
+        assert self._average.weights is not None
+        yield KeepModel("final", chain.version, self._average.weights)
         yield Finish(reason)
 
 

@@ -65,6 +65,7 @@ class DemoOptions:
     ] = "constant"
     plateau: Annotated[int, Option(help="Halve it after so many versions without a better one; 0 never.")] = 0
     stop_after: Annotated[int, Option(help="End after so many versions without a better one; 0 never.")] = 0
+    ema: Annotated[float, Option(help="Evaluate a moving average of the versions with this decay; 0 is off.")] = 0.0
     drop: Annotated[int, Option(help="How many clients are killed at version ROUNDS/3.")] = 0
     drop_at: Annotated[
         str | None, Option(help="Where they are: training, offer or words.", show_default="one after the other")
@@ -136,6 +137,7 @@ class DemoOptions:
             "step_every": every or None,
             "plateau_patience": self.plateau or None,
             "stop_patience": self.stop_after or None,
+            "ema": self.ema,
         }
 
     def coordinator_environment(self, clients: tuple[str, ...]) -> dict[str, str]:

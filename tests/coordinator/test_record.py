@@ -181,6 +181,21 @@ def test_a_federation_that_is_done_already_only_writes_its_model() -> None:
     assert finish == Finish()
 
 
+def test_what_is_evaluated_and_kept_is_the_average_of_the_versions() -> None:
+    run = Run(rounds=2, steering={"ema": 0.75})
+    run.handle(TookOffice(), 0.0)
+    (first,) = run.change(started=0.0)
+    (second,) = run.change(started=4.0)
+
+    average = (0.75 * 1.0 + 2.0) / (0.75 + 1.0)
+    assert first.weights.tolist() == [1.0] * 8
+    np.testing.assert_allclose(second.weights, average, rtol=1e-6)
+    evaluated = EvaluationFinished(2, second.weights, Evaluation(version=2, loss=1.0))
+    kept = {effect.name: effect.weights for effect in run.handle(evaluated) if isinstance(effect, KeepModel)}
+    assert all(kept[name] is second.weights for name in ("best", "final"))
+    assert run.desk.log.weights.tolist() == [2.0] * 8
+
+
 @pytest.mark.parametrize("event", [Tick(), ClientLost("a", 0, "offer"), DrawMade(bytes(32), 0, 1, ())])
 def test_before_office_and_for_other_events_nothing_is_done(event: Event) -> None:
     assert Run().handle(event) == ()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coordinator.output import Evaluator
 from deploy.demo.options import DemoOptions
 from deploy.demo.simulation import Simulation
 from shared.codec.quantize import open_mean, open_slots, read_words
@@ -270,6 +271,25 @@ def test_a_run_that_has_learnt_what_it_can_lowers_the_rate_and_stops_early() -> 
     assert run.version < 20
     assert run.count("rate_lowered") == 2
     assert run.count("stopped_early") == 1
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_evaluations_are_of_the_average_also_after_a_restart_and_training_is_not(crash: bool) -> None:
+    run, raw = FederationRun(plan={"steering": {"ema": 0.8}}), FederationRun()
+    run.run(until=lambda: run.version == 3)
+    if crash:
+        run.crash_coordinator()
+    run.run()
+    raw.run()
+
+    _, versions = run.read_log()
+    shares = [0.8**age for age in range(4, -1, -1)]
+    average = np.average(np.array(versions[1:], np.float64), axis=0, weights=shares).astype(np.float32)
+    last = Evaluator(run.workload).evaluate(5, average)
+    assert run.figures()[-1]["loss"] == pytest.approx(last.loss, rel=1e-4)
+    assert abs(last.loss - Evaluator(run.workload).evaluate(5, versions[-1]).loss) > 1e-3
+    if not crash:
+        np.testing.assert_allclose(versions[-1], raw.read_log()[1][-1], rtol=1e-5)
 
 
 # ── the demonstration ───────────────────────────────────────────────────────────────────────────────────────────────
