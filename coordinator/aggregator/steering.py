@@ -5,6 +5,8 @@
     a version better than all before                                 it is the best; both patiences begin anew
     `plateau_patience` versions since the best or the last lowering  server's learning rate times `rate_drop`
     `stop_patience` versions since the best                          the run ends and says why
+    accuracy falls `FALLS_ALARM` evaluations in a row                alarm, once until it rises again
+    C is more than `NORM_ALARM` times what the plan began with       alarm, once until it is below again
 
 Better is what `BestVersion` calls better: higher accuracy, else lower loss. A version that was passed over starts
 nothing, but its number counts. What is seen lags: the next version is already in the making while one is evaluated, so
@@ -20,26 +22,38 @@ from dataclasses import dataclass, field
 from coordinator.aggregator.convergence import BestVersion, Evaluation
 from shared.plan import SteeringPlan
 
+FALLS_ALARM = 3
+NORM_ALARM = 3.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What follows from one evaluation: is it the best, the new plateau factor (None: as before), why to stop."""
+    """What follows from one evaluation: is it the best, the new plateau factor (None: as before), why to stop.
+
+    `alarm` is a sentence for the operator, or empty.
+    """
 
     best: bool = False
     rate_factor: float | None = None
     stop: str = ""
+    alarm: str = ""
 
 
 @dataclass(slots=True)
 class Steering:
-    """Follows the evaluations of one run. Versions count from the first one that was seen."""
+    """Follows one run. Versions count from the first one that was seen; `clipping_norm` is the plan's C."""
 
     plan: SteeringPlan
+    clipping_norm: float
     rate_factor: float = 1.0
     _best: BestVersion = field(default_factory=BestVersion)
     _newest: int = -1
     _improved_at: int = -1
     _lowered_at: int = -1
+    _falls_from: Evaluation | None = None
+    _last: Evaluation | None = None
+    _falls: int = 0
+    _norm_is_high: bool = False
 
     def judge(self, evaluation: Evaluation) -> Verdict:
         """Take an evaluation into account."""
@@ -49,7 +63,32 @@ class Steering:
         if evaluation.version <= self._newest:
             return Verdict(best=best)
         self._newest = evaluation.version
-        return Verdict(best=best, rate_factor=self._lowered(), stop=self._reason_to_stop())
+        alarm = self._watch_fall(evaluation)
+        return Verdict(best=best, rate_factor=self._lowered(), stop=self._reason_to_stop(), alarm=alarm)
+
+    def watch_norm(self, clipping_norm: float) -> str:
+        """Take the next round's C into account; return an alarm, or nothing."""
+        was_high, self._norm_is_high = self._norm_is_high, clipping_norm > NORM_ALARM * self.clipping_norm
+        if was_high or not self._norm_is_high:
+            return ""
+        return (
+            f"updates have become long: the clipping norm has grown from {self.clipping_norm:.3g} to "
+            f"{clipping_norm:.3g}; training diverges, or codec.clipping_norm begins too low"
+        )
+
+    def _watch_fall(self, evaluation: Evaluation) -> str:
+        if self._last is not None and _worse(evaluation, self._last):
+            self._falls += 1
+        else:
+            self._falls, self._falls_from = 0, evaluation
+        self._last, first = evaluation, self._falls_from
+        if self._falls != FALLS_ALARM or first is None:
+            return ""
+        what = f"for {FALLS_ALARM} versions in a row"
+        span = f"between versions {first.version} and {evaluation.version}"
+        if evaluation.accuracy is not None and first.accuracy is not None:
+            return f"accuracy has fallen {what}, from {first.accuracy:.2%} to {evaluation.accuracy:.2%} {span}"
+        return f"the loss has risen {what}, from {first.loss:.4g} to {evaluation.loss:.4g} {span}"
 
     def _lowered(self) -> float | None:
         patience = self.plan.plateau_patience
@@ -64,6 +103,12 @@ class Steering:
         if patience is None or self._newest - self._improved_at < patience:
             return ""
         return f"no better version for {self._newest - self._improved_at} versions; the best is {self._improved_at}"
+
+
+def _worse(evaluation: Evaluation, than: Evaluation) -> bool:
+    if evaluation.accuracy is not None and than.accuracy is not None:
+        return evaluation.accuracy < than.accuracy
+    return evaluation.loss > than.loss
 
 
 def scheduled_rate(plan: SteeringPlan, version: int, rounds: int) -> float:

@@ -61,7 +61,7 @@ class RunRecord:
         self._traffic = traffic
         self._current: RoundRecord | None = None
         self._finished: dict[int, RoundRecord] = {}
-        self._steering = Steering(plan.steering)
+        self._steering = Steering(plan.steering, plan.codec.clipping_norm)
         self._average = WeightAverage(plan.steering.ema)
 
     def observe(self, entry: Entry) -> None:
@@ -79,6 +79,8 @@ class RunRecord:
                 self._current.drawn_at = now
             case StepTaken() if self._current:
                 self._current.step, self._current.stepped_at = event, now
+                alarm = self._steering.watch_norm(event.clipping_norm)
+                return (note("clipping_norm_alarm", "warning", text=alarm),) if alarm else ()
             case ClientLost() if self._current:
                 self._current.clients_lost.add(event.client)
             case EntryAccepted(accepted) if isinstance(accepted.entry, ChangeEntry):
@@ -115,6 +117,8 @@ class RunRecord:
             yield KeepModel("best", event.version, event.weights)
         if record is not None and record.step is not None:
             yield Note("round_finished", fields=_figures(record, record.step, event.evaluation))
+        if verdict.alarm:
+            yield note("accuracy_alarm", "warning", text=verdict.alarm)
         if event.version >= self._plan.round.rounds:
             yield from self._finish("")
         elif verdict.stop:

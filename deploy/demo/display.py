@@ -182,6 +182,8 @@ def _message(event: str, fields: dict[str, Any]) -> str:
             )
         case "stopped_early":
             return f"stopped early: {fields['reason']}"
+        case "accuracy_alarm" | "clipping_norm_alarm":
+            return f"ALARM: {fields['text']}"
         case "draw_void":
             return f"draw void: {fields['reason']}"
         case "waiting_for_clients":

@@ -42,13 +42,13 @@ def test_the_schedules_are_functions_of_the_version() -> None:
 
 
 def test_without_patience_nothing_follows_but_the_best() -> None:
-    verdicts = judge(Steering(SteeringPlan()), [0.5, 0.4, 0.6, *[0.1] * 50])
+    verdicts = judge(Steering(SteeringPlan(), 1.0), [0.5, 0.4, 0.6, *[0.1] * 50])
     assert [verdict.best for verdict in verdicts[:3]] == [True, False, True]
     assert set(verdicts[3:]) == {Verdict()}
 
 
 def test_a_plateau_lowers_the_rate_and_lowers_it_again() -> None:
-    steering = Steering(SteeringPlan(plateau_patience=2, rate_drop=0.1))
+    steering = Steering(SteeringPlan(plateau_patience=2, rate_drop=0.1), 1.0)
     factors = [verdict.rate_factor for verdict in judge(steering, [0.5, 0.4, 0.4, 0.4, 0.4, 0.6, 0.5, 0.5])]
 
     assert factors[:2] == [None, None]
@@ -60,7 +60,7 @@ def test_a_plateau_lowers_the_rate_and_lowers_it_again() -> None:
 
 
 def test_a_run_ends_after_so_many_versions_without_a_better_one() -> None:
-    steering = Steering(SteeringPlan(stop_patience=3))
+    steering = Steering(SteeringPlan(stop_patience=3), 1.0)
     stops = [verdict.stop for verdict in judge(steering, [0.5, 0.6, 0.5, 0.6, 0.59])]
 
     assert stops[:4] == [""] * 4
@@ -68,26 +68,26 @@ def test_a_run_ends_after_so_many_versions_without_a_better_one() -> None:
 
 
 def test_equal_accuracy_at_a_lower_loss_is_better() -> None:
-    steering = Steering(SteeringPlan(stop_patience=2))
+    steering = Steering(SteeringPlan(stop_patience=2), 1.0)
     verdicts = [steering.judge(evaluation(version, 0.9, loss=1 / version)) for version in range(1, 8)]
     assert all(verdict.best and not verdict.stop for verdict in verdicts)
 
 
 def test_without_an_accuracy_the_loss_decides() -> None:
-    steering = Steering(SteeringPlan(stop_patience=2))
+    steering = Steering(SteeringPlan(stop_patience=2), 1.0)
     stops = [steering.judge(evaluation(version, None, loss)).stop for version, loss in enumerate([3.0, 2.0, 2.5, 2.5])]
     assert [bool(stop) for stop in stops] == [False, False, False, True]
 
 
 def test_a_session_that_begins_late_counts_from_its_first_evaluation() -> None:
-    steering = Steering(SteeringPlan(stop_patience=3, plateau_patience=2))
+    steering = Steering(SteeringPlan(stop_patience=3, plateau_patience=2), 1.0)
     verdicts = judge(steering, [math.nan, math.nan, math.nan, math.nan], first=40)
     assert [bool(verdict.stop) for verdict in verdicts] == [False, False, False, True]
     assert [verdict.rate_factor for verdict in verdicts] == [None, None, 0.5, None]
 
 
 def test_versions_that_were_passed_over_count_and_late_evaluations_start_nothing() -> None:
-    steering = Steering(SteeringPlan(plateau_patience=3, stop_patience=5))
+    steering = Steering(SteeringPlan(plateau_patience=3, stop_patience=5), 1.0)
     steering.judge(evaluation(1, 0.5))
     assert steering.judge(evaluation(4, 0.4)).rate_factor == 0.5
     assert steering.judge(evaluation(2, 0.4)) == Verdict()
@@ -97,6 +97,38 @@ def test_versions_that_were_passed_over_count_and_late_evaluations_start_nothing
 
 
 def test_a_model_that_is_not_a_number_never_is_the_best() -> None:
-    steering = Steering(SteeringPlan(stop_patience=2))
+    steering = Steering(SteeringPlan(stop_patience=2), 1.0)
     verdicts = [steering.judge(evaluation(version, None, math.nan)) for version in range(1, 4)]
     assert [(verdict.best, bool(verdict.stop)) for verdict in verdicts] == [(False, False)] * 2 + [(False, True)]
+
+
+# ── alarms ──
+
+
+def alarms(accuracies: Sequence[float | None], losses: Sequence[float] | None = None) -> list[str]:
+    steering = Steering(SteeringPlan(), 1.0)
+    pairs = zip(accuracies, losses or [1.0] * len(accuracies), strict=True)
+    return [steering.judge(evaluation(version, *pair)).alarm for version, pair in enumerate(pairs, 1)]
+
+
+def test_three_falls_in_a_row_are_an_alarm_once() -> None:
+    said = alarms([0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.45, 0.44, 0.43, 0.42])
+    assert [bool(alarm) for alarm in said] == [False] * 4 + [True] + [False] * 5 + [True]
+    assert said[4] == "accuracy has fallen for 3 versions in a row, from 90.00% to 60.00% between versions 2 and 5"
+
+
+def test_standing_still_is_no_fall() -> None:
+    assert not any(alarms([0.9, 0.8, 0.7, 0.7, 0.6, 0.5, 0.6]))
+    assert not any(alarms([0.9, 0.8, 0.7]))
+
+
+def test_a_loss_that_rises_is_an_alarm_where_there_is_no_accuracy() -> None:
+    said = alarms([None] * 4, [1.0, 2.0, 3.0, 4.5])
+    assert said[3] == "the loss has risen for 3 versions in a row, from 1 to 4.5 between versions 1 and 4"
+
+
+def test_a_clipping_norm_above_three_times_its_start_is_an_alarm_until_it_is_below_again() -> None:
+    steering = Steering(SteeringPlan(), 2.0)
+    said = [steering.watch_norm(norm) for norm in (2.0, 6.0, 6.1, 7.0, 5.0, 6.5)]
+    assert [bool(alarm) for alarm in said] == [False, False, True, False, False, True]
+    assert "grown from 2 to 6.1" in said[2]

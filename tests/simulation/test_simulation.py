@@ -273,6 +273,18 @@ def test_a_run_that_has_learnt_what_it_can_lowers_the_rate_and_stops_early() -> 
     assert run.count("stopped_early") == 1
 
 
+def test_a_run_that_goes_wrong_says_so_in_words() -> None:
+    codec = {"selection": "dense", "density": 1.0, "bits": 32, "clipping_norm": 0.5, "adaptive_clipping": True}
+    run = FederationRun(plan={"round": {"rounds": 8}, "codec": codec})
+    run.tamper = lambda trained: trained if run.version < 1 else pushed_away(trained)
+    run.run()
+
+    alarms = {note.event: note.fields["text"] for note in run.notes if note.event.endswith("_alarm")}
+    assert "accuracy has fallen for 3 versions in a row" in str(alarms["accuracy_alarm"])
+    assert "the clipping norm has grown from 0.5" in str(alarms["clipping_norm_alarm"])
+    assert run.count("accuracy_alarm") == run.count("clipping_norm_alarm") == 1
+
+
 @pytest.mark.parametrize("crash", [False, True])
 def test_evaluations_are_of_the_average_also_after_a_restart_and_training_is_not(crash: bool) -> None:
     run, raw = FederationRun(plan={"steering": {"ema": 0.8}}), FederationRun()
