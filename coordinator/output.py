@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from coordinator.aggregator.convergence import Evaluation
 from coordinator.events import Evaluate, EvaluationFinished, KeepModel
@@ -38,6 +40,22 @@ class Evaluator:
         return Evaluation(version=version, loss=metrics.pop("loss"), metrics=metrics)
 
 
+def save_model(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write all parameters and buffers of a model as a safetensors file, which appears, or is replaced, in one step.
+
+    Tied parameters stand in the file under each of their names: the format allows no shared memory.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        shared = tensor.untyped_storage().data_ptr() in seen
+        seen.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
+    aside = path.with_suffix(".new")
+    save_file(tensors, aside, metadata=dict(metadata))
+    aside.replace(path)
+
+
 class ModelFiles:
     """Writes models as safetensors files; each replaces its predecessor in one step."""
 
@@ -50,10 +68,7 @@ class ModelFiles:
         write_weights(self._model, order.weights)
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"{order.name}.safetensors"
-        aside = path.with_suffix(".new")
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self._model.state_dict().items()}
-        save_file(tensors, aside, metadata={"model_version": str(order.version)})
-        aside.replace(path)
+        save_model(self._model, path, {"model_version": str(order.version)})
         return path
 
 
