@@ -13,7 +13,9 @@ from coordinator.settings import CoordinatorSettings
 from deploy import keys_cli
 from deploy.definitions_cli import definitions
 from deploy.demo.cli import attacking_worker, demo, doomed_worker, simulate
+from deploy.export_cli import export
 from deploy.inspect import cli as inspect_cli
+from deploy.plan_cli import plan
 from deploy.settings_cli import settings
 from deploy.stack import cli as stack_cli
 from shared.errors import ComitiaError
@@ -33,6 +35,8 @@ app.command()(coordinator)
 app.add_typer(worker_cli.app, name="worker")
 app.add_typer(keys_cli.app, name="keys")
 app.add_typer(inspect_cli.app, name="inspect")
+app.command()(plan)
+app.command()(export)
 app.command()(settings)
 app.command()(definitions)
 app.command("doomed-worker", hidden=True)(doomed_worker)

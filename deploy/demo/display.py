@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.demo.report import Run
+from deploy.sizes import size_text
 
 ROWS_SHOWN = 12
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -116,7 +117,7 @@ def print_summary(console: Console, run: Run) -> None:
         table.add_row("loss", f"{loss:.4f}")
     up, dense = final["bytes_up_per_update"], final["bytes_dense_per_update"]
     if up:
-        table.add_row("per update", f"{_bytes(up)} sent, {_bytes(dense)} if dense: {dense / up:.1f} times fewer")
+        table.add_row("per update", f"{size_text(up)} sent, {size_text(dense)} if dense: {dense / up:.1f} times fewer")
     for attacker in report["attackers"]:
         table.add_row("attacker", f"{attacker['id']}: rejected by the gates {attacker['rejected']} times")
     if final["honest_groups_rejected"]:
@@ -150,18 +151,10 @@ def _cells(one: dict[str, Any]) -> tuple[str, ...]:
         str(one["clients_lost"]),
         str(one["groups"]),
         str(one["groups_given_up"]),
-        _bytes(one["bytes_up"]),
-        _bytes(one["bytes_down"]),
+        size_text(one["bytes_up"]),
+        size_text(one["bytes_down"]),
         f"{one['seconds']:.2f}",
     )
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def _message(event: str, fields: dict[str, Any]) -> str:

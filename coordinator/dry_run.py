@@ -1,0 +1,225 @@
+"""What would a plan cost and bear? Everything that can be known before a federation exists.
+
+Sizes on the wire are counted on sealed messages of the plan's own lengths. Memory counts vectors: neither the
+interpreter, nor torch, nor the workload's data and activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import safetensors.torch
+
+from coordinator.aggregator.server_step import ServerOptimizer
+from coordinator.scheduler.clients import SILENT_INTERVALS
+from shared.attack_odds import odds_table
+from shared.crypto.draw import cut_groups
+from shared.crypto.signing import SigningKey
+from shared.plan import Plan
+from shared.wire.framing import pack_batches, seal
+from shared.wire.messages import (
+    INLINE_BYTES_MAX,
+    PIECE_BYTES_MAX,
+    ChangeEntry,
+    Entry,
+    Message,
+    Offer,
+    Piece,
+    SnapshotEntry,
+    Words,
+)
+from shared.wire.topology import Names, log_queue
+
+FLOAT_BYTES = 4
+HASH = bytes(32)
+SENDER = "client-001"
+LARGE = (1 << 31) - 1
+"""Stands for a counter that has risen: small numbers are encoded shorter."""
+
+COORDINATOR_MODELS = 5
+"""The present weights, the next ones, the evaluated ones; the model that evaluates and the one that goes to files."""
+
+WORKER_MODELS = 2
+"""The present weights, and the next ones while an entry is applied."""
+
+TRAINING_MODELS = 4
+"""In the one training thread: the weights it began with, the model, its gradient, the update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """The figures of one plan. Bytes are those of messages, without AMQP and TCP; durations are seconds.
+
+    `update_bytes_up` is all that one client sends for one counted update: offer and words. `run_bytes_log` leaves out
+    draws, which are small. `attack_odds` says, by the number of attackers, how likely more than `trim` groups are
+    attacked.
+    """
+
+    clients: int
+    drawn: int
+    dimension: int
+    values_per_update: int
+    bits: int
+    clipping_norm: float
+    update_bytes_up: int
+    offer_bytes: int
+    dense_bytes_up: int
+    change_bytes_down: int
+    snapshot_bytes_down: int
+    rounds: int
+    run_bytes_up: int
+    run_bytes_log: int
+    log_stream_bytes_max: int
+    coordinator_memory_bytes: int
+    worker_memory_bytes: int
+    seat_memory_bytes: int
+    groups: int
+    quorum: int
+    min_offers: int
+    attack_odds: dict[str, float]
+    round_deadline_s: float
+    group_step_s: float
+    sums_deadline_s: float
+    client_silent_s: float
+
+
+def foresee(plan: Plan, clients: int) -> DryRun:
+    """Work out what a plan means for a number of enrolled clients.
+
+    Args:
+        plan: a sound plan.
+        clients: how many are enrolled and take part.
+
+    Raises:
+        PlanError: that many clients could never draw, or the server optimizer does not exist or refuses its options.
+    """
+    plan.check_clients(clients)
+    drawn = min(clients, plan.round.cohort_size or clients)
+    groups = len(cut_groups(drawn, plan.group_size))
+    model_bytes = FLOAT_BYTES * plan.dimension
+    sent, server_vectors = plan.coordinate_count, _server_vectors(plan)
+    changed = plan.dimension if server_vectors else sent
+    words_bytes = plan.sum_format(plan.members_max, plan.codec.clipping_norm).length * plan.bits // 8
+    offer_bytes = _message_bytes(_offer(), plan)
+    update_bytes = offer_bytes + _cut_bytes(words_bytes, _words, plan)
+    dense = changed == plan.dimension
+    change_bytes = _entry_bytes(_change(plan, groups, "all" if dense else "round"), FLOAT_BYTES * changed, plan)
+    snapshot_bytes = _entry_bytes(_snapshot(plan), model_bytes, plan)
+    means = 1 if plan.aggregation.rule == "mean" else groups
+    stream = log_queue(Names(plan.federation), model_bytes).arguments["x-max-length-bytes"]
+    return DryRun(
+        clients=clients,
+        drawn=drawn,
+        dimension=plan.dimension,
+        values_per_update=sent,
+        bits=plan.bits,
+        clipping_norm=plan.codec.clipping_norm,
+        update_bytes_up=update_bytes,
+        offer_bytes=offer_bytes,
+        dense_bytes_up=model_bytes,
+        change_bytes_down=change_bytes,
+        snapshot_bytes_down=snapshot_bytes,
+        rounds=plan.round.rounds,
+        run_bytes_up=plan.round.rounds * drawn * update_bytes,
+        run_bytes_log=plan.round.rounds * change_bytes + _snapshots(plan, FLOAT_BYTES * changed) * snapshot_bytes,
+        log_stream_bytes_max=int(stream),
+        coordinator_memory_bytes=(COORDINATOR_MODELS + server_vectors) * model_bytes
+        + means * FLOAT_BYTES * sent
+        + drawn * words_bytes,
+        worker_memory_bytes=(WORKER_MODELS + TRAINING_MODELS) * model_bytes,
+        seat_memory_bytes=model_bytes + words_bytes,
+        groups=groups,
+        quorum=plan.quorum_of(groups),
+        min_offers=plan.min_offers,
+        attack_odds=odds_table(drawn, plan.group_size, plan.aggregation.trim),
+        round_deadline_s=plan.round.round_deadline_s,
+        group_step_s=plan.round.group_step_s,
+        sums_deadline_s=plan.round.sums_deadline_s,
+        client_silent_s=SILENT_INTERVALS * plan.round.status_interval_s,
+    )
+
+
+def _snapshots(plan: Plan, change_body_bytes: int) -> int:
+    """Snapshots of a whole run: the first, the planned ones, and one whenever changes exceed the model."""
+    snapshots, since = 1, 0
+    for version in range(1, plan.round.rounds + 1):
+        since += change_body_bytes
+        if version % plan.round.snapshot_every == 0 or since > FLOAT_BYTES * plan.dimension:
+            snapshots, since = snapshots + 1, 0
+    return snapshots
+
+
+def _server_vectors(plan: Plan) -> int:
+    """Vectors of size d that the server optimizer needs for a step or keeps; if there are any, changes are dense."""
+    choice, dimension = plan.aggregation.server_optimizer, 8
+    optimizer = ServerOptimizer(choice.name, choice.options, dimension)
+    if not optimizer.touches_all:
+        return 0
+    optimizer.step(np.zeros(dimension, np.float32), None, np.zeros(dimension, np.float32))
+    state = safetensors.torch.load(optimizer.state_bytes())
+    return 1 + sum(tensor.numel() == dimension for tensor in state.values())
+
+
+_KEY = SigningKey.from_seed(bytes(32))
+
+
+def _message_bytes(message: Message, plan: Plan) -> int:
+    """Bytes of a broker message that holds only this one."""
+    frame = seal(message, sender=SENDER, federation=plan.federation_id, key=_KEY)
+    return sum(len(body) for body in pack_batches([frame]))
+
+
+def _cut_bytes(body_bytes: int, message_of: Callable[[bytes], Message], plan: Plan) -> int:
+    """Bytes of a body that is cut into pieces, each in a message of its own."""
+    whole, rest = divmod(body_bytes, PIECE_BYTES_MAX)
+    total = whole * _message_bytes(message_of(bytes(PIECE_BYTES_MAX)), plan) if whole else 0
+    return total + (_message_bytes(message_of(bytes(rest)), plan) if rest else 0)
+
+
+def _entry_bytes(entry: Entry, body_bytes: int, plan: Plan) -> int:
+    """Bytes of an entry and its body, inline or in pieces."""
+    if body_bytes <= INLINE_BYTES_MAX:
+        return _message_bytes(entry.model_copy(update={"body": bytes(body_bytes)}), plan)
+    pieces = (HASH,) * -(-body_bytes // PIECE_BYTES_MAX)
+    manifest = _message_bytes(entry.model_copy(update={"pieces": pieces}), plan)
+    return manifest + _cut_bytes(body_bytes, lambda body: Piece(body=body), plan)
+
+
+def _offer() -> Offer:
+    return Offer(
+        attempt=0, trained_version=LARGE, trained_head=HASH, counter=LARGE, nonce=bytes(16), worker="w" + "0" * 12
+    )
+
+
+def _words(body: bytes) -> Words:
+    return Words(draw=HASH, group=0, transcript=HASH, part=0, parts=1, body=body)
+
+
+def _change(plan: Plan, groups: int, coordinates: Literal["round", "all"]) -> ChangeEntry:
+    return ChangeEntry(
+        parent=HASH,
+        term=1,
+        version=plan.round.rounds,
+        draw=HASH,
+        groups=tuple(range(groups)),
+        weights_sha256=HASH,
+        clipping_norm=plan.codec.clipping_norm,
+        coordinates=coordinates,
+    )
+
+
+def _snapshot(plan: Plan) -> SnapshotEntry:
+    return SnapshotEntry(
+        parent=HASH,
+        term=1,
+        version=plan.round.rounds,
+        version_head=HASH,
+        attempt=0,
+        weights_sha256=HASH,
+        clipping_norm=plan.codec.clipping_norm,
+        plan=plan.encode(),
+        directory_digest=HASH,
+    )

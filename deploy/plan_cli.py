@@ -1,0 +1,119 @@
+"""`comitia plan`: what a coordinator would sign with these settings, and what that would cost and bear."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from coordinator.dry_run import DryRun, foresee
+from coordinator.settings import CoordinatorSettings, plan_of
+from deploy.sizes import size_text
+from shared.crypto.signing import SigningKey, load_verifying_key
+from shared.directory import DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, Directory, load_directory
+from shared.errors import SettingsError
+from shared.plan import Plan
+from shared.workloads.loading import load_workload
+
+NOT_YET = "not-yet-made"
+"""The federation of a plan for which there are no keys."""
+
+
+def plan(
+    check: Annotated[bool, typer.Option("--check", help="Print a dry run: sizes, memory, odds, deadlines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The dry run as JSON; with --check.")] = False,
+    clients: Annotated[
+        int | None, typer.Option(min=1, help="For this many clients.", show_default="those of the directory")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings; the environment wins over it.")] = None,
+    federation_dir: Annotated[
+        Path | None, typer.Option(help="Directory with directory.signed and enrolment.pub; not needed with --clients.")
+    ] = None,
+    workload: Annotated[str | None, typer.Option(help="A built-in workload, or package.module:object.")] = None,
+) -> None:
+    """Print the plan that a coordinator would sign with these settings, as JSON, or with --check a dry run of it.
+
+    Nothing is started and no broker is needed. What the coordinator would refuse is refused here, with exit code 2.
+    """
+    if as_json and not check:
+        raise SettingsError("json: the plan itself is JSON already; add --check for the dry run")
+    settings = CoordinatorSettings.load(config, federation_dir=federation_dir, workload=workload)
+    directory = _directory(settings.federation_dir, clients)
+    made = plan_of(settings, directory, load_workload(settings.workload, settings.workload_options))
+    foreseen = foresee(made, clients or len(directory.active_clients()))
+    if not check:
+        typer.echo(json.dumps(made.model_dump(mode="json"), indent=2, sort_keys=True))
+    elif as_json:
+        typer.echo(json.dumps({"federation": made.federation, **dataclasses.asdict(foreseen)}, indent=2))
+    else:
+        _show(Console(), made, foreseen)
+
+
+def _directory(folder: Path, clients: int | None) -> Directory:
+    """The federation's directory; without one but with a number of clients, the directory of nobody.
+
+    Raises:
+        SettingsError: neither is there.
+        DirectoryError: it does not verify.
+    """
+    if (folder / DIRECTORY_FILE).exists():
+        return load_directory(folder / DIRECTORY_FILE, load_verifying_key(folder / ENROLMENT_PUBLIC_FILE))
+    if clients is None:
+        raise SettingsError(f"clients: there is no {folder / DIRECTORY_FILE}; give --clients N, or --federation-dir")
+    key = SigningKey.from_seed(bytes(32)).public.raw.hex()
+    return Directory(federation=NOT_YET, federation_id=UUID(int=0), number=1, coordinator_key=key)
+
+
+def _show(console: Console, made: Plan, run: DryRun) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, text in _rows(made, run):
+        table.add_row(name, text)
+    console.print(table, highlight=False)
+
+
+def _rows(made: Plan, run: DryRun) -> list[tuple[str, str]]:
+    rule, odds = made.aggregation, run.attack_odds
+    fewer = run.dense_bytes_up / run.update_bytes_up
+    drawn = "" if run.drawn == run.clients else f", {run.drawn} of them in a round"
+    return [
+        ("federation", made.federation),
+        ("clients", f"{run.clients}{drawn}; a draw needs {run.min_offers} offers"),
+        ("model", f"{made.workload}: {run.dimension} trainable values, {size_text(run.dense_bytes_up)}"),
+        ("update", f"{run.values_per_update} values of {run.bits} bits, clipped to a norm of {run.clipping_norm:.3g}"),
+        (
+            "per update up",
+            f"{size_text(run.update_bytes_up)}, of these {run.offer_bytes} B for the offer; "
+            f"float32 and dense {size_text(run.dense_bytes_up)}: {fewer:.1f} times fewer",
+        ),
+        ("per version down", f"{size_text(run.change_bytes_down)} for each worker process"),
+        ("to join", f"a snapshot of {size_text(run.snapshot_bytes_down)}"),
+        (
+            f"{run.rounds} rounds",
+            f"{size_text(run.run_bytes_up)} from all clients, {size_text(run.run_bytes_log)} into the model log",
+        ),
+        ("stream at the broker", f"at most {size_text(run.log_stream_bytes_max)} for the model log"),
+        ("coordinator memory", f"about {size_text(run.coordinator_memory_bytes)} of vectors"),
+        (
+            "worker memory",
+            f"about {size_text(run.worker_memory_bytes)} of vectors, and {size_text(run.seat_memory_bytes)} per client",
+        ),
+        ("rule", f"{rule.rule}, trim {rule.trim}, gates {'on' if rule.gates else 'off'}"),
+        ("groups", f"{run.groups} of {made.group_size} or more members; {run.quorum} sums make a step"),
+        (
+            f"more than {rule.trim} attacked",
+            "; ".join(f"{float(odd):.1%} with {attackers} attackers" for attackers, odd in odds.items()),
+        ),
+        (
+            "deadlines",
+            f"round {run.round_deadline_s:g} s, group step {run.group_step_s:g} s, sums {run.sums_deadline_s:g} s; "
+            f"a client is lost after {run.client_silent_s:g} s of silence",
+        ),
+    ]

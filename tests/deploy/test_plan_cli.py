@@ -1,0 +1,160 @@
+"""The dry run: the coordinator's own plan, sizes as they really are on the wire, refusals as one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from coordinator.dry_run import foresee
+from deploy.cli import app
+from deploy.federation_keys import make_federation_keys
+from shared.errors import ComitiaError, PlanError, SettingsError
+from shared.plan import make_plan
+from shared.wire.framing import split_batch
+from shared.wire.messages import PIECE_BYTES_MAX, ChangeEntry, Offer, SnapshotEntry, Words
+from tests.builders import LogBook, make_federation, tiny_plan
+from tests.simulation.federation import FederationRun
+from tests.tiny_workload import TinyWorkload
+
+TINY = "tests.tiny_workload:TinyWorkload"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COMITIA_WORKLOAD", TINY)
+
+
+def run(*arguments: object) -> str:
+    """Run `comitia plan`; returns what it printed, raises what it raised."""
+    result = CliRunner().invoke(app, ["plan", *map(str, arguments)], env={"COLUMNS": "200"})
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def figures(*arguments: object) -> dict[str, Any]:
+    printed: dict[str, Any] = json.loads(run("--check", "--json", *arguments))
+    return printed
+
+
+def test_without_keys_a_number_of_clients_is_enough() -> None:
+    text = run("--check", "--clients", 20)
+
+    for expected in ("4 trainable values", "20 of 1 or more members; 12 sums make a step", "100.0% with 2 attackers"):
+        assert expected in text
+    with pytest.raises(SettingsError, match="give --clients N"):
+        run("--check")
+
+
+def test_the_plan_is_the_one_that_the_coordinator_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = make_federation_keys(tmp_path / "keys", "ward", 7)
+    monkeypatch.setenv("COMITIA_ROUND", '{"rounds": 4}')
+    printed = make_plan(**json.loads(run("--federation-dir", keys.root)))
+
+    assert (printed.federation, printed.federation_id) == ("ward", keys.directory.federation_id)
+    assert (printed.round.rounds, printed.layout_digest) == (4, TinyWorkload().layout_digest)
+    dry = figures("--federation-dir", keys.root)
+    assert (dry["federation"], dry["clients"], dry["groups"], dry["quorum"]) == ("ward", 7, 7, 5)
+    assert figures("--federation-dir", keys.root, "--clients", 30)["groups"] == 30
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("COMITIA_AGGREGATION", '{"trim": 12}', "need 25 clients"),
+        ("COMITIA_AGGREGATION", '{"trim": 2, "quorum": 4}', "2·trim >= quorum"),
+        ("COMITIA_AGGREGATION", '{"server_optimizer": {"name": "Sgd"}}', "server_optimizer"),
+        ("COMITIA_GROUP_SIZE", "2", "group_size=2"),
+        ("COMITIA_WORKLOAD", "nowhere:nothing", "nowhere"),
+    ],
+)
+def test_what_the_coordinator_would_refuse_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(ComitiaError, match=message) as refused:
+        run("--check", "--clients", 20)
+    assert refused.value.exit_code == 2
+    assert "\n" not in str(refused.value)
+
+
+def test_json_without_check_is_refused() -> None:
+    with pytest.raises(SettingsError, match="json"):
+        run("--json", "--clients", 20)
+
+
+def test_the_bytes_are_those_of_a_real_run() -> None:
+    workload = TinyWorkload(features=4000)
+    codec = {"selection": "random", "density": 0.1, "bits": 16, "clipping_norm": 20.0}
+    federation = FederationRun(workload=workload, plan={"codec": codec})
+    federation.run()
+    foreseen = foresee(federation.plan, 4)
+
+    sent = [(type(message), body) for body, message in _messages(federation) if isinstance(message, Offer | Words)]
+    updates = len([kind for kind, _ in sent if kind is Offer])
+    assert updates >= foreseen.rounds * 4
+    assert sum(size for _, size in sent) / updates == pytest.approx(foreseen.update_bytes_up, rel=0.02)
+
+
+def _messages(federation: FederationRun) -> list[tuple[int, Any]]:
+    """Size of the frame with its length, and content, of everything that clients sent."""
+    federation.from_workers()
+    opener = federation.keys.opener()
+    frames = [frame for _, body in federation.published for frame in split_batch(body)]
+    return [(len(frame) + 4, opener.open(frame).message) for frame in frames]
+
+
+@pytest.mark.parametrize("dimension", [50, 300_000, PIECE_BYTES_MAX // 2])
+def test_entries_of_every_size_are_counted_exactly(dimension: int) -> None:
+    federation = make_federation(3)
+    plan = tiny_plan(dimension)
+    book = LogBook(federation, plan)
+    book.snapshot()
+    snapshot_bytes = sum(map(len, book.stream))
+    book.draw()
+    before = sum(map(len, book.stream))
+    book.change(np.zeros(dimension, np.float32), groups=(0,))
+    foreseen = foresee(plan, 3)
+
+    assert foreseen.snapshot_bytes_down == pytest.approx(snapshot_bytes, abs=16)
+    assert foreseen.change_bytes_down == pytest.approx(sum(map(len, book.stream)) - before, abs=16)
+
+
+def test_an_optimizer_with_state_makes_changes_dense_and_costs_memory() -> None:
+    plain = foresee(tiny_plan(1000), 5)
+    adam = foresee(tiny_plan(1000, aggregation={"trim": 0, "server_optimizer": {"name": "Adam", "options": {}}}), 5)
+
+    assert adam.change_bytes_down - plain.change_bytes_down == pytest.approx(4 * 500, abs=16)
+    # A gradient and two moments.
+    assert adam.coordinator_memory_bytes - plain.coordinator_memory_bytes == 3 * 4 * 1000
+
+
+def test_the_log_of_a_whole_run_is_foreseen() -> None:
+    federation = FederationRun(workload=TinyWorkload(features=2000))
+    federation.run()
+    entries, _ = federation.read_log()
+    foreseen = foresee(federation.plan, 4)
+
+    written = sum(len(body) for kind, key, body in _published(federation) if key == federation.keys.names.log)
+    assert written == pytest.approx(foreseen.run_bytes_log, rel=0.1)
+    changes = sum(isinstance(entry, ChangeEntry) for entry in entries)
+    snapshots = sum(isinstance(entry, SnapshotEntry) for entry in entries)
+    assert changes == foreseen.rounds
+    expected = changes * foreseen.change_bytes_down + snapshots * foreseen.snapshot_bytes_down
+    assert foreseen.run_bytes_log == expected
+
+
+def _published(federation: FederationRun) -> list[tuple[str, str, bytes]]:
+    return [entry for entry in federation.coordinator_history if entry[0] == "publish"]  # type: ignore[misc]
+
+
+def test_a_plan_without_a_draw_is_refused() -> None:
+    with pytest.raises(PlanError, match="need 3 clients"):
+        foresee(tiny_plan(aggregation={"trim": 1}), 2)
