@@ -148,6 +148,7 @@ class CoordinatorService:
         sites = {client: directory.clients[client].site for client in self._clients}
         aggregator = Aggregator(plan, writer)
         self._writer = writer
+        self._continuable = aggregator.continuable
         self._office = Office(plan, writer, initial_weights, aggregator.continuable, seal_as_coordinator)
         self._record = RunRecord(plan, self.log, lambda: (self._bytes_in, self._outgoing.bytes_published))
         self._machines = (
@@ -169,6 +170,15 @@ class CoordinatorService:
         model_bytes = 4 * self._plan.dimension
         self._transport.declare(federation_topology(self._names, self._clients, model_bytes))
         self._transport.consume(log_queue(self._names, model_bytes), prefetch=LOG_PREFETCH, start="first")
+        if not self._continuable and self._plan.codec.selection != "dense":
+            self.telemetry.note(
+                note(
+                    "dense_entries",
+                    optimizer=self._plan.aggregation.server_optimizer.name,
+                    bytes=4 * self._plan.dimension,
+                    bytes_of_round=4 * self._plan.coordinate_count,
+                )
+            )
         self._outgoing.carry_out([self._office.start(self._session)])
 
     def step(self, items: Sequence[TransportEvent | EvaluationFinished], now: float) -> None:

@@ -44,7 +44,10 @@ class CoordinatorSettings(ProcessSettings):
         TrainingPlan | None, Field(description="How clients train; what is not set is the workload's recipe.")
     ] = None
     codec: Annotated[CodecPlan, Field(description="Coordinates and integers of an update.")] = CodecPlan()
-    aggregation: Annotated[AggregationPlan, Field(description="Robust rule and server optimizer.")] = AggregationPlan()
+    aggregation: Annotated[
+        AggregationPlan,
+        Field(description="Robust rule; server optimizer: fedavg, fedavgm, fedadam, or name and options."),
+    ] = AggregationPlan()
     round: Annotated[RoundPlan, Field(description="Number of rounds, cohort, deadlines.")] = RoundPlan()
     steering: Annotated[
         SteeringPlan, Field(description="Server's learning rate by version or on a plateau, early stop, average.")

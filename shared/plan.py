@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from shared.codec.coordinates import coordinate_count, rescale
 from shared.codec.quantize import Bits, SumFormat, choose_bits
@@ -36,6 +36,26 @@ class OptimizerChoice(_Part):
 
     name: str = "SGD"
     options: dict[str, JsonValue] = {"lr": 1.0}
+
+
+SERVER_PRESETS = {
+    "fedavg": OptimizerChoice(name="SGD", options={"lr": 1.0}),
+    "fedavgm": OptimizerChoice(name="SGD", options={"lr": 0.3, "momentum": 0.9}),
+    "fedadam": OptimizerChoice(name="Adam", options={"lr": 0.03, "betas": [0.9, 0.99], "eps": 1e-3}),
+}
+"""Server optimizers by their names in the literature.
+
+Reference: Hsu et al., Measuring the Effects of Non-Identical Data Distribution (2019), for FedAvgM; Reddi et al.,
+Adaptive Federated Optimization (2021), for FedAdam with its beta and tau.
+"""
+
+
+def _preset(choice: object) -> object:
+    if not isinstance(choice, str):
+        return choice
+    if choice not in SERVER_PRESETS:
+        raise ValueError(f"{choice!r} is none of {', '.join(SERVER_PRESETS)}; or give name and options of an optimizer")
+    return SERVER_PRESETS[choice]
 
 
 class TrainingPlan(_Part):
@@ -68,14 +88,15 @@ class AggregationPlan(_Part):
     """How group means become one step.
 
     `trim` is how many attacked groups the rule must bear. `gates` drop sums that no honest group can send; each one
-    dropped need not be trimmed any more. `quorum` counts group sums; None means 60 % of the draw's groups.
+    dropped need not be trimmed any more. `quorum` counts group sums; None means 60 % of the draw's groups. For
+    `server_optimizer` a name of `SERVER_PRESETS` may be given; the plan holds what it stands for.
     """
 
     rule: Literal["nnm-trimmed-mean", "trimmed-mean", "median", "mean"] = "nnm-trimmed-mean"
     trim: Annotated[int, Field(ge=0)] = 1
     gates: bool = True
     quorum: Annotated[int, Field(ge=1)] | None = None
-    server_optimizer: OptimizerChoice = OptimizerChoice()
+    server_optimizer: Annotated[OptimizerChoice, BeforeValidator(_preset)] = SERVER_PRESETS["fedavg"]
 
 
 class RoundPlan(_Part):

@@ -108,6 +108,8 @@ def print_summary(console: Console, run: Run) -> None:
         "rule", f"{plan['aggregation']['rule']}, trim {plan['aggregation']['trim']}, groups of {plan['group_size']}"
     )
     table.add_row("versions", f"{final['model_version']} in {final['seconds']:.1f} s")
+    if final["stopped_early"]:
+        table.add_row("stopped early", final["stopped_early"])
     accuracy, loss = final["accuracy"], final["loss"]
     if accuracy is not None:
         table.add_row(
@@ -169,6 +171,11 @@ def _message(event: str, fields: dict[str, Any]) -> str:
             return f"group {fields['group']} given up: {fields['reason']} ({', '.join(fields['clients'])})"
         case "group_rejected":
             return f"group {fields['group']} rejected: {fields['reason']}"
+        case "dense_entries":
+            return (
+                f"the server's {fields['optimizer']} moves every coordinate: change entries hold the whole model, "
+                f"{_bytes(fields['bytes'])} instead of {_bytes(fields['bytes_of_round'])}"
+            )
         case "rate_lowered":
             return (
                 f"plateau at version {fields['version']}: server's learning rate times {fields['factor']:g} from here"

@@ -15,6 +15,7 @@ from coordinator.settings import CoordinatorSettings
 from deploy.demo.attacks import ATTACKS
 from deploy.demo.doom import DROP_PHASES
 from shared.errors import SettingsError
+from shared.plan import SERVER_PRESETS
 from shared.workloads.batches import example_count
 from shared.workloads.loading import BUILT_IN, load_workload
 from shared.workloads.partition import PARTITIONS
@@ -59,6 +60,7 @@ class DemoOptions:
     gates: Annotated[str, Option(help="Drop sums that no honest group can send: on or off.")] = "on"
     attackers: Annotated[int, Option(help="How many clients are dishonest.")] = 0
     attack: Annotated[str, Option(help=f"What these do: {', '.join(ATTACKS)}.")] = "sign-flip"
+    server: Annotated[str, Option(help=f"The server's optimizer: {', '.join(SERVER_PRESETS)}.")] = "fedavg"
     proximal_mu: Annotated[float, Option(help="FedProx: holds training near the global weights; 0 is off.")] = 0.0
     schedule: Annotated[
         str, Option(help="Server's learning rate by version: constant, cosine, or step:N (halved every N).")
@@ -153,7 +155,12 @@ class DemoOptions:
         sections = {
             "TRAINING": {"proximal_mu": self.proximal_mu},
             "CODEC": {"selection": "dense" if dense else "random", "density": self.density},
-            "AGGREGATION": {"rule": self.robust, "trim": trim, "gates": self.gates == "on"},
+            "AGGREGATION": {
+                "rule": self.robust,
+                "trim": trim,
+                "gates": self.gates == "on",
+                "server_optimizer": self.server,
+            },
             "ROUND": {
                 "rounds": self.rounds,
                 "min_clients": len(clients),

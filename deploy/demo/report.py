@@ -90,6 +90,7 @@ class Run:
             "final": {
                 "accuracy": last.get("accuracy"),
                 "loss": last.get("loss"),
+                "stopped_early": self.stopped.get("reason", ""),
                 "model_version": self.stopped.get("version"),
                 "weights_sha256": self.stopped.get("weights_sha256"),
                 "seconds": time.monotonic() - self.started_at,

@@ -196,6 +196,25 @@ def test_steering_without_effect_is_refused(steering: dict[str, Any], words: str
         tiny_plan(steering=steering)
 
 
+@pytest.mark.parametrize(
+    ("name", "optimizer", "options"),
+    [("fedavg", "SGD", {"lr"}), ("fedavgm", "SGD", {"lr", "momentum"}), ("fedadam", "Adam", {"lr", "betas", "eps"})],
+)
+def test_a_server_optimizer_may_be_given_by_its_name(name: str, optimizer: str, options: set[str]) -> None:
+    plan = tiny_plan(aggregation={"rule": "mean", "trim": 0, "server_optimizer": name})
+
+    choice = plan.aggregation.server_optimizer
+    assert (choice.name, set(choice.options)) == (optimizer, options)
+    assert decode_plan(plan.encode()) == plan
+    written_out = {"rule": "mean", "trim": 0, "server_optimizer": choice.model_dump()}
+    assert tiny_plan(aggregation=written_out).digest() == plan.digest()
+
+
+def test_a_name_that_is_no_preset_is_refused_with_those_that_are() -> None:
+    with pytest.raises(PlanError, match="'fedprox' is none of fedavg, fedavgm, fedadam"):
+        tiny_plan(aggregation={"rule": "mean", "trim": 0, "server_optimizer": "fedprox"})
+
+
 # ── quorums and clients ──
 
 

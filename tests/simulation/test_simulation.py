@@ -14,10 +14,12 @@ import pytest
 
 from coordinator.output import Evaluator
 from deploy.demo.options import DemoOptions
+from deploy.demo.report import Run
 from deploy.demo.simulation import Simulation
 from shared.codec.quantize import open_mean, open_slots, read_words
 from shared.transport.memory import Faults
 from shared.wire.messages import ChangeEntry, DrawEntry, Message, Offer, VoidEntry, Words
+from shared.workloads.digits import Digits
 from tests.simulation.federation import FederationRun, PowerCut, failed, pushed_away, unlike_others
 from tests.tiny_workload import TinyWorkload
 from worker.ledger import LedgerEnd, SpentMark, read_ledger
@@ -328,3 +330,44 @@ def test_a_simulation_learns_digits() -> None:
     accuracies = [note.fields["accuracy"] for note in notes if note.event == "round_finished"]
     assert len(accuracies) == 10
     assert accuracies[-1] >= 0.85
+
+
+@pytest.mark.parametrize("server", ["fedavg", "fedavgm", "fedadam"])
+def test_every_server_optimizer_learns_digits_and_those_that_move_all_coordinates_say_so(server: str) -> None:
+    notes = list(Simulation(DemoOptions(rounds=8, clients=8, partition="iid", server=server)).run())
+
+    accuracies = [note.fields["accuracy"] for note in notes if note.event == "round_finished"]
+    assert accuracies[-1] >= 0.5
+    dense = [note.fields for note in notes if note.event == "dense_entries"]
+    assert len(dense) == (server != "fedavg")
+    for fields in dense:
+        assert fields["bytes"] > 9 * fields["bytes_of_round"]
+
+
+def test_the_options_of_steering_and_training_reach_the_plan() -> None:
+    options = DemoOptions(
+        rounds=2, clients=4, partition="iid", proximal_mu=0.5, schedule="step:7", plateau=3, stop_after=9, ema=0.25
+    )
+    notes = list(Simulation(options).run())
+
+    plan = next(note.fields["plan"] for note in notes if note.event == "coordinator_started")
+    assert plan["training"]["proximal_mu"] == 0.5
+    assert plan["steering"] == {
+        "schedule": "step",
+        "step_every": 7,
+        "plateau_patience": 3,
+        "rate_drop": 0.5,
+        "stop_patience": 9,
+        "ema": 0.25,
+    }
+    assert plan["training"]["batch_size"] == Digits().recipe.batch_size
+
+
+def test_a_demonstration_that_stops_early_has_finished() -> None:
+    run = Run("memory", "in-process")
+    for note in Simulation(DemoOptions(rounds=40, clients=4, partition="iid", stop_after=2)).run():
+        run.hear(note.event, note.fields)
+
+    assert run.finished
+    assert len(run.rounds) < 40
+    assert "no better version for 2 versions" in run.report()["final"]["stopped_early"]
