@@ -8,11 +8,11 @@ import time
 import torch
 
 from coordinator.events import EvaluationFinished
+from coordinator.initial_weights import first_weights
 from coordinator.output import EvaluationThread, Evaluator, ModelFiles
 from coordinator.service import TICK_S, CoordinatorService
 from coordinator.settings import CoordinatorSettings, plan_of
 from shared.attack_odds import odds_table
-from shared.codec.flatten import read_weights
 from shared.crypto.signing import load_signing_key, load_verifying_key
 from shared.directory import COORDINATOR_KEY_FILE, DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, load_directory
 from shared.effects import note
@@ -48,7 +48,7 @@ def run_coordinator(settings: CoordinatorSettings) -> None:
     with StopSignal() as stop:
         transport = RabbitMqTransport(settings.broker, inbox.put, name=f"{plan.federation}-coordinator")
         try:
-            weights = read_weights(workload.model())
+            weights = first_weights(settings.initial_weights, workload)
             session = secrets.token_bytes(16)
             service = CoordinatorService(
                 plan,

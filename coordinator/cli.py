@@ -20,12 +20,17 @@ def coordinator(
     output_dir: Annotated[
         Path | None, typer.Option(help="Where best.safetensors and final.safetensors are written.")
     ] = None,
+    initial_weights: Annotated[
+        Path | None, typer.Option(help="Parameters (safetensors) that a new federation starts from.")
+    ] = None,
 ) -> None:
     """Run the coordinator of a federation until its rounds are done.
 
-    A federation that exists already is continued at its present version. SIGTERM ends the process cleanly; what it was
-    doing is in the model log.
+    A federation that exists already is continued at its present version; a finished one goes on if `round.rounds` is
+    raised. SIGTERM ends the process cleanly; what it was doing is in the model log.
     """
-    settings = CoordinatorSettings.load(config, federation_dir=federation_dir, output_dir=output_dir)
+    settings = CoordinatorSettings.load(
+        config, federation_dir=federation_dir, output_dir=output_dir, initial_weights=initial_weights
+    )
     configure_logging(settings.log_format, settings.log_level)
     run_coordinator(settings)

@@ -5,7 +5,9 @@
     reading   own mark, empty log      founding  first snapshot (term 1) with the initial weights
     reading   own mark, a chain        claiming  plan compared; term entry
     founding  own snapshot accepted    office    -
-    claiming  own term accepted        office    an open draw of the session before is closed (void)
+    claiming  own term accepted        office    an open draw of the session before is closed (void); if the log's
+                                                 number of rounds is not ours, a snapshot with ours
+    office    own void accepted        office    that snapshot, if it waits
     office    another's term accepted  -         fenced: this session is over
 
 The mark is no part of the chain: it only shows where the log ended when we came, which a stream does not tell.
@@ -57,6 +59,7 @@ class Office:
         self._continuable = continuable
         self._seal = seal
         self._session = b""
+        self._rounds_owed = False
         self.state = OfficeState.READING
 
     def start(self, session: bytes) -> Publish:
@@ -81,6 +84,8 @@ class Office:
                 return tuple(self._enter())
             case OfficeState.IN_OFFICE, Accepted(entry=TermEntry(term=term)):
                 raise Fenced(f"another coordinator has taken over this federation (term {term})")
+            case OfficeState.IN_OFFICE, Accepted() if self._rounds_owed and self._writer.ready:
+                return tuple(self._tell_rounds())
             case _:
                 return ()
 
@@ -100,7 +105,7 @@ class Office:
         theirs = self._writer.log.plan
         assert theirs is not None
         if theirs.digest() != self._plan.digest():
-            ours, log = self._plan.model_dump(), theirs.model_dump()
+            ours, log = (plan.model_dump(exclude={"round": {"rounds"}}) for plan in (self._plan, theirs))
             fields = ", ".join(sorted(name for name in ours if ours[name] != log[name]))
             raise PlanError(
                 f"the federation {theirs.federation!r} already runs under another plan (different: {fields}); "
@@ -120,3 +125,17 @@ class Office:
         if chain.draw is not None:
             void = VoidEntry(parent=chain.head, term=chain.term, draw=chain.draw.entry, reason="coordinator restarted")
             yield self._writer.append(void)
+        self._rounds_owed = self._log_rounds != self._plan.round.rounds
+        if self._rounds_owed and self._writer.ready:
+            yield from self._tell_rounds()
+
+    @property
+    def _log_rounds(self) -> int:
+        assert self._writer.log.plan is not None
+        return self._writer.log.plan.round.rounds
+
+    def _tell_rounds(self) -> Iterator[Effect]:
+        """Workers read from the newest snapshot how far the federation goes."""
+        self._rounds_owed = False
+        yield note("rounds_changed", before=self._log_rounds, rounds=self._plan.round.rounds)
+        yield self._writer.snapshot(self._writer.log.weights)

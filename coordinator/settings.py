@@ -7,10 +7,12 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue
 
+from coordinator.initial_weights import first_weights
 from shared.codec.coordinates import coordinate_count
 from shared.codec.flatten import layout_of
 from shared.directory import Directory
 from shared.errors import PlanError
+from shared.modellog.reader import weights_digest
 from shared.plan import (
     AggregationPlan,
     CodecPlan,
@@ -36,6 +38,10 @@ class CoordinatorSettings(ProcessSettings):
     workload_options: Annotated[
         dict[str, JsonValue], Field(description="Keyword arguments of the workload; part of the plan.")
     ] = Field(default_factory=dict)
+    initial_weights: Annotated[
+        Path | None,
+        Field(description="Parameters (safetensors) that a new federation starts from; the workload's own if not set."),
+    ] = None
     group_size: Annotated[int, Field(ge=1, description="Clients per group (g).")] = 1
     weight_records_max: Annotated[
         int, Field(ge=1, description="Records that count as weight 1 (n_max); more count no more.")
@@ -60,6 +66,7 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
 
     Raises:
         PlanError: it cannot hold; the message names the fields.
+        SettingsError: the initial weights do not fit the workload's model.
         WorkloadError: the workload's model cannot be federated.
     """
     recipe, layout = workload.recipe, layout_of(workload.model())
@@ -85,6 +92,7 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         workload_options=settings.workload_options,
         layout_digest=layout.digest().hex(),
         dimension=layout.dimension,
+        initial_weights_sha256=_initial_digest(settings.initial_weights, workload),
         group_size=settings.group_size,
         weight_records_max=settings.weight_records_max,
         metric_bounds=dict(recipe.metric_bounds),
@@ -94,3 +102,11 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         round=settings.round,
         steering=settings.steering,
     )
+
+
+def _initial_digest(path: Path | None, workload: Workload) -> str | None:
+    """What keeps a federation from being continued with other initial weights than it was founded with.
+
+    A workload's own initial weights may differ from call to call, so they have no part in the plan.
+    """
+    return None if path is None else weights_digest(first_weights(path, workload)).hex()

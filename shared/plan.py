@@ -138,7 +138,8 @@ class Plan(_Part):
     """The frozen public parameters of one federation.
 
     `weight_records_max` (n_max) is the number of records that counts as weight 1; `metric_bounds` names the metrics
-    that ride in the summed vector and the largest value each may take.
+    that ride in the summed vector and the largest value each may take. `initial_weights_sha256` is set if version 0
+    came from a file and not from the workload.
     """
 
     protocol_version: Literal[1] = 1
@@ -148,6 +149,7 @@ class Plan(_Part):
     workload_options: dict[str, JsonValue] = Field(default_factory=dict)
     layout_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     dimension: Annotated[int, Field(ge=1, lt=1 << 32)]
+    initial_weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     group_size: Annotated[int, Field(ge=1)] = 1
     weight_records_max: Annotated[int, Field(ge=1)]
     metric_bounds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
@@ -212,12 +214,16 @@ class Plan(_Part):
         )
 
     def encode(self) -> bytes:
-        """The plan's canonical bytes (ASCII JSON, keys sorted): what is embedded, signed and hashed."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+        """The plan's canonical bytes (ASCII JSON, keys sorted): what is embedded and signed."""
+        return _canonical(self.model_dump(mode="json"))
 
     def digest(self) -> bytes:
-        """SHA-256 of `encode()` (32 bytes)."""
-        return hashlib.sha256(self.encode()).digest()
+        """The plan's identity: SHA-256 of `encode()` without `round.rounds` (32 bytes).
+
+        How long a federation runs is no part of what it is: a finished one may go on for more rounds.
+        """
+        timeless = self.model_dump(mode="json", exclude={"round": {"rounds"}})
+        return hashlib.sha256(_canonical(timeless)).digest()
 
     @model_validator(mode="after")
     def _sound(self) -> Plan:
@@ -280,6 +286,10 @@ def describe_errors(error: ValidationError, prefix: str) -> str:
         place = ".".join((prefix, *(str(part) for part in item["loc"])))
         lines.append(f"{place}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)
+
+
+def _canonical(fields: dict[str, JsonValue]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _refusals(plan: Plan) -> Iterator[str]:

@@ -73,6 +73,9 @@ class DemoOptions:
         str | None, Option(help="Where they are: training, offer or words.", show_default="one after the other")
     ] = None
     seed: Annotated[int, Option(help="Of the partition, the initial weights, training and rounding.")] = 0
+    initial_weights: Annotated[
+        Path | None, Option(help="Parameters (safetensors) to start from.", show_default="the workload's own")
+    ] = None
     report: Annotated[Path | None, Option(help="Write a JSON report to this file.", show_default=False)] = None
     plot: Annotated[Path | None, Option(help="Draw the curves to this PNG file.", show_default=False)] = None
 
@@ -172,6 +175,8 @@ class DemoOptions:
             "WORKLOAD_OPTIONS": self.workload_options,
         }
         variables = {f"COMITIA_{name}": json.dumps(section) for name, section in sections.items()}
+        if self.initial_weights is not None:
+            variables["COMITIA_INITIAL_WEIGHTS"] = str(self.initial_weights.absolute())
         return variables | {"COMITIA_WORKLOAD": self.workload, "COMITIA_WEIGHT_RECORDS_MAX": str(max(1, most))}
 
 

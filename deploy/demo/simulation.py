@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from coordinator.events import EvaluationFinished
+from coordinator.initial_weights import first_weights
 from coordinator.output import Evaluator, InlineOutput
 from coordinator.service import TICK_S, CoordinatorService
 from coordinator.settings import plan_of
@@ -23,7 +24,6 @@ from deploy.demo.doom import Doom, DoomedTraining, DoomedTransport
 from deploy.demo.options import DemoOptions, Share, settings_from
 from deploy.federation_keys import FederationKeys, make_federation_keys
 from shared.attack_odds import odds_table
-from shared.codec.flatten import read_weights
 from shared.crypto.signing import load_signing_key
 from shared.effects import Note, note
 from shared.errors import ComitiaError
@@ -141,7 +141,7 @@ class Simulation:
             keys.directory,
             load_signing_key(keys.coordinator_key_file),
             MemoryTransport(self._broker, inbox.put, name="coordinator"),
-            read_weights(workload.model()),
+            first_weights(settings.initial_weights, workload),
             InlineOutput(Evaluator(workload), None, lambda finished: inbox.put([finished])),
             session=secrets.token_bytes(16),
             telemetry=Telemetry(self._hear, process="coordinator"),

@@ -5,7 +5,8 @@ has happened.
 
 All readers must come to the same chain, wherever they began. So what an entry needs is either in the state that the
 snapshots pass on, or stands in the stream between its parent and itself: its pieces count only from there. A snapshot
-joins the chain only if its body is the present model, so whoever begins with it holds what everybody else holds.
+joins the chain only if its body is the present model, so whoever begins with it holds what everybody else holds. It
+may change one thing, for all: the number of rounds, by which a finished federation goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.codec.coordinates import random_seed, select_coordinates
-from shared.errors import RefusalReason, RemoteProtocolError
+from shared.errors import PlanError, RefusalReason, RemoteProtocolError
 from shared.modellog.chain import ChainState, advance, begin, judge
 from shared.modellog.entries import PieceBuffer, SealedEntry, assemble, body_size, holds
 from shared.plan import Plan, decode_plan
@@ -156,7 +157,7 @@ class LogReader:
             return RefusalReason.WRONG_SIZE
         self.chain = begin(entry, digest)
         self.plan = plan
-        self.plan_digest = hashlib.sha256(entry.plan).digest()
+        self.plan_digest = plan.digest()
         self.weights = weights
         self._choose_coordinates(self.chain.version_head)
         # Pieces of two whole models: the entry that is being written, and what a replaced coordinator still sends.
@@ -166,10 +167,12 @@ class LogReader:
     def _apply(self, entry: Entry, digest: bytes) -> RefusalReason | None:
         match entry:
             case SnapshotEntry():
-                if hashlib.sha256(entry.plan).digest() != self.plan_digest:
+                plan = self._same_plan(entry)
+                if plan is None:
                     return RefusalReason.NOT_ALLOWED
                 if not holds(entry, self._pieces, self.weights):
                     return RefusalReason.WRONG_SIZE
+                self.plan = plan
             case ChangeEntry():
                 positions = self.coordinates if entry.coordinates == "round" else None
                 if entry.coordinates == "round" and positions is None:
@@ -180,6 +183,14 @@ class LogReader:
                 self.weights = weights
                 self._choose_coordinates(digest)
         return None
+
+    def _same_plan(self, entry: SnapshotEntry) -> Plan | None:
+        """The plan of a snapshot if it is ours; its number of rounds may be another, and counts from here on."""
+        try:
+            plan = decode_plan(entry.plan)
+        except PlanError:
+            return None
+        return plan if plan.digest() == self.plan_digest else None
 
     def _new_weights(
         self, entry: SnapshotEntry | ChangeEntry, digest: bytes, positions: np.ndarray | None, dimension: int

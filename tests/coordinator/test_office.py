@@ -139,6 +139,43 @@ def test_another_plan_is_refused_with_the_fields_that_differ() -> None:
         session.read(session.mark)
 
 
+def longer_plan(rounds: int = 99) -> Plan:
+    return tiny_plan(round={"rounds": rounds})
+
+
+def test_more_rounds_are_told_by_a_snapshot_of_the_present_version() -> None:
+    session = Session(Desk(), longer_plan())
+
+    effects = session.read_back(session.read(session.mark))
+    assert notes(effects) == ["in_office", "rounds_changed"]
+    (entry,) = entries(effects)
+    assert isinstance(entry, SnapshotEntry)
+    weights = session.desk.chain.weights_sha256
+    assert session.read_back(effects) == []
+    assert session.desk.log.plan == longer_plan()
+    assert (session.desk.chain.version, session.desk.chain.weights_sha256) == (0, weights)
+
+
+def test_an_open_draw_is_closed_before_other_rounds_are_told() -> None:
+    desk = Desk()
+    desk.append(DrawEntry(parent=GENESIS, term=0, version=0, groups=1, offers=1, root=bytes(32)))
+    session = Session(desk, longer_plan())
+
+    effects = session.read_back(session.read(session.mark))
+    assert [type(entry) for entry in entries(effects)] == [VoidEntry]
+    effects = session.read_back(effects)
+    assert [type(entry) for entry in entries(effects)] == [SnapshotEntry]
+    assert session.read_back(effects) == []
+    assert desk.log.plan == longer_plan()
+
+
+def test_of_another_plan_the_rounds_are_not_among_what_differs() -> None:
+    session = Session(Desk(), tiny_plan(round={"rounds": 99}, weight_records_max=99))
+
+    with pytest.raises(PlanError, match=r"different: weight_records_max\)"):
+        session.read(session.mark)
+
+
 def test_an_optimizer_with_state_cannot_be_continued() -> None:
     session = Session(Desk(), continuable=False)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from torch import nn
 
+from coordinator.output import save_model
 from coordinator.settings import CoordinatorSettings, plan_of
 from shared.errors import PlanError, SettingsError
+from shared.modellog.reader import weights_digest
 from shared.plan import Plan
 from shared.workloads.port import TrainingRecipe
 from tests.builders import make_federation
@@ -67,6 +72,20 @@ def test_what_cannot_hold_is_refused_by_name() -> None:
         plan(aggregation={"trim": 2, "quorum": 4})
     with pytest.raises(PlanError, match="group_size=2"):
         plan(group_size=2)
+
+
+def test_initial_weights_are_part_of_the_plan(tmp_path: Path) -> None:
+    assert plan().initial_weights_sha256 is None
+    made = []
+    for value in (1.0, 2.0):
+        model = TinyWorkload().model()
+        nn.init.constant_(model.weight, value)  # type: ignore[arg-type]
+        save_model(model, tmp_path / "start.safetensors", {})
+        made.append(plan(initial_weights=tmp_path / "start.safetensors"))
+
+    expected = weights_digest(np.array([1, 1, 1, 0], np.float32)).hex()
+    assert made[0].initial_weights_sha256 == expected
+    assert made[0].digest() != made[1].digest()
 
 
 @pytest.mark.parametrize(

@@ -149,12 +149,13 @@ def test_every_field_is_part_of_the_digest() -> None:
         "workload_options": {"a": 1},
         "layout_digest": "1" * 64,
         "dimension": 9,
+        "initial_weights_sha256": "2" * 64,
         "weight_records_max": 11,
         "metric_bounds": {"loss": 1.0},
         "training": {**fields["training"], "batch_size": 17},
         "codec": {**fields["codec"], "density": 0.25},
         "aggregation": {**fields["aggregation"], "trim": 1},
-        "round": {**fields["round"], "rounds": 31},
+        "round": {**fields["round"], "snapshot_every": 31},
         "steering": {**fields["steering"], "schedule": "cosine"},
     }
 
@@ -163,9 +164,16 @@ def test_every_field_is_part_of_the_digest() -> None:
     assert len(digests | {plan.digest()}) == len(changes) + 1
 
 
+def test_the_number_of_rounds_is_signed_but_no_part_of_what_a_federation_is() -> None:
+    longer = tiny_plan(round={"rounds": 31})
+
+    assert longer.digest() == tiny_plan().digest()
+    assert decode_plan(longer.encode()).round.rounds == 31
+
+
 def test_the_digest_of_a_plan_never_changes() -> None:
     # Made with this code at protocol version 1: a federation keeps its plan over releases of Comitia.
-    assert tiny_plan().digest().hex() == "db013bc7bf1a54afdf7ff0885992defe5aeecc2876cb77539d0d7d343dba0ba3"
+    assert tiny_plan().digest().hex() == "908d0abaa70c7b657a29d76332a06515589621d7ddff823b6ea076d4cc7fa918"
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"protocol_version": 2}', b"{" * 5000])

@@ -50,7 +50,7 @@ def state_of(log: LogReader) -> tuple[Any, ...]:
     coordinates = None if log.coordinates is None else log.coordinates.tobytes()
     place = (chain.head, chain.term, chain.version, chain.version_head, chain.attempt, chain.draw)
     values = (chain.weights_sha256, chain.clipping_norm, log.weights.tobytes(), coordinates)
-    return (*place, *values, log.plan_digest, log.directory_digest, log.snapshot_offset)
+    return (*place, *values, log.plan, log.plan_digest, log.directory_digest, log.snapshot_offset)
 
 
 def history(plan: Plan) -> LogBook:
@@ -264,6 +264,34 @@ def test_a_snapshot_that_is_not_the_present_model_is_skipped_by_those_who_hold_i
 def seal_on(book: LogBook, entry: Entry, body: np.ndarray) -> SealedEntry:
     entry = entry.model_copy(update={"parent": book.chain.head, "term": book.chain.term})
     return seal_entry(entry, body, FEDERATION.seal)
+
+
+def test_a_snapshot_may_change_the_number_of_rounds_for_all_readers() -> None:
+    book = log_of(SPARSE)
+    book.step(values(1))
+    place = len(book.stream)
+    entry, body = book.snapshot_draft()
+    longer = SPARSE.model_copy(update={"round": SPARSE.round.model_copy(update={"rounds": 99})})
+    book.append(entry.model_copy(update={"plan": longer.encode()}), body)
+    book.step(values(9))
+
+    assert book.reader.plan == longer
+    assert book.chain.version == 2
+    late = LogReader(FEDERATION.opener())
+    for offset, message in enumerate(book.stream[place:], start=place):
+        late.feed(offset, message)
+    assert (late.plan, late.plan_digest, late.chain) == (longer, SPARSE.digest(), book.chain)
+
+
+@pytest.mark.parametrize("plan", [b"", b"{}", b"nonsense"])
+def test_a_snapshot_whose_plan_cannot_be_read_is_skipped(plan: bytes) -> None:
+    book = log_of(SPARSE)
+    book.step(values(1))
+    entry, body = book.snapshot_draft()
+    (event,) = book.write(*book.seal(entry.model_copy(update={"plan": plan}), body).frames())
+
+    assert isinstance(event, Skipped)
+    assert book.reader.plan == SPARSE
 
 
 def test_a_snapshot_with_another_plan_is_skipped() -> None:

@@ -17,10 +17,11 @@ from deploy.demo.options import DemoOptions
 from deploy.demo.report import Run
 from deploy.demo.simulation import Simulation
 from shared.codec.quantize import open_mean, open_slots, read_words
+from shared.modellog.reader import weights_digest
 from shared.transport.memory import Faults
 from shared.wire.messages import ChangeEntry, DrawEntry, Message, Offer, VoidEntry, Words
 from shared.workloads.digits import Digits
-from tests.simulation.federation import FederationRun, PowerCut, failed, pushed_away, unlike_others
+from tests.simulation.federation import FederationRun, PowerCut, failed, pushed_away, run_plan, unlike_others
 from tests.tiny_workload import TinyWorkload
 from worker.ledger import LedgerEnd, SpentMark, read_ledger
 
@@ -371,3 +372,31 @@ def test_a_demonstration_that_stops_early_has_finished() -> None:
     assert run.finished
     assert len(run.rounds) < 40
     assert "no better version for 2 versions" in run.report()["final"]["stopped_early"]
+
+
+@pytest.mark.parametrize("workers", ["stay", "come back"])
+@pytest.mark.parametrize("cohort_size", [None, 3])
+def test_a_finished_federation_goes_on_with_the_same_weights(workers: str, cohort_size: int | None) -> None:
+    rounds = {"rounds": 2, "cohort_size": cohort_size}
+    run = FederationRun(plan={"round": rounds})
+    run.run()
+    before = run.coordinator.log.chain
+    assert before is not None
+
+    if workers == "come back":
+        run.crash_worker(0)
+    run.plan = run_plan(run.workload, 4, round=rounds | {"rounds": 5})
+    run.crash_coordinator()
+    run.run(until=lambda: run.coordinator.log.plan == run.plan)
+    after = run.coordinator.log.chain
+    assert after is not None
+    assert (after.version, after.weights_sha256) == (2, before.weights_sha256)
+    if workers == "come back":
+        run.start_worker(0)
+    run.run()
+
+    assert run.version == 5
+    entries, weights = run.read_log()
+    assert [entry.version for entry in entries if isinstance(entry, ChangeEntry)] == [1, 2, 3, 4, 5]
+    assert weights_digest(weights[2]) == before.weights_sha256
+    assert run.figures()[-1]["clients_counted"] == (cohort_size or 4)
