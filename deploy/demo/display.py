@@ -174,7 +174,7 @@ def _message(event: str, fields: dict[str, Any]) -> str:
         case "dense_entries":
             return (
                 f"the server's {fields['optimizer']} moves every coordinate: change entries hold the whole model, "
-                f"{_bytes(fields['bytes'])} instead of {_bytes(fields['bytes_of_round'])}"
+                f"{size_text(fields['bytes'])} instead of {size_text(fields['bytes_of_round'])}"
             )
         case "rate_lowered":
             return (
