@@ -35,8 +35,8 @@ def up(
 ) -> None:
     """Start a broker and a coordinator in the background, with enrolled clients that wait for workers.
 
-    A federation that is there from an earlier `up` is continued. Settings come from the environment and .env, as for
-    `comitia coordinator` and `comitia worker run`.
+    A federation that is there from an earlier `up` is continued; with more --rounds also one that has
+    finished. Settings come from the environment and .env, as for `comitia coordinator` and `comitia worker run`.
     """
     console, files = Console(), _files()
 

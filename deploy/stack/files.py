@@ -89,7 +89,10 @@ class Present(Record):
 
 
 class Origin(Record):
-    """What a federation was made with. `broker` says where its model log is; a container takes it along."""
+    """What a federation was made with, and how far it is to go.
+
+    `broker` says where its model log is; a container takes it along.
+    """
 
     broker_kind: BrokerKind
     broker: str

@@ -71,7 +71,10 @@ def prepare(
     if origin is None:
         origin = _make_federation(files, choice, name, clients or CLIENTS, rounds)
     else:
-        _check_origin(origin, name, clients, rounds)
+        _check_origin(origin, name, clients)
+        if rounds not in (None, origin.rounds):
+            origin = origin.model_copy(update={"rounds": rounds})
+            write_record(files.origin, origin)
     keys = load_keys(files.federation)
     drain_s = worker.drain_s if "drain_s" in worker.model_fields_set else DRAIN_S
     order = Order(
@@ -118,15 +121,12 @@ def _make_federation(files: StackFiles, choice: BrokerChoice, name: str, clients
     return origin
 
 
-def _check_origin(origin: Origin, broker: str, clients: int | None, rounds: int | None) -> None:
+def _check_origin(origin: Origin, broker: str, clients: int | None) -> None:
     anew = "`comitia down --purge` makes room for a new one"
     if origin.broker != broker:
         raise SettingsError(f"broker: the federation's model log is on {origin.broker}, not on {broker}; {anew}")
     if clients not in (None, origin.clients):
         raise SettingsError(f"clients: the federation was made with {origin.clients} clients; {anew}")
-    if rounds not in (None, origin.rounds):
-        made = "the settings' number of" if origin.rounds is None else origin.rounds
-        raise SettingsError(f"rounds: the federation was made with {made} rounds; {anew}")
 
 
 def _environment(files: StackFiles, drain_s: float) -> dict[str, str]:

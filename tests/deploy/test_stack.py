@@ -301,12 +301,21 @@ def test_the_federation_is_found_again(files: StackFiles) -> None:
     assert "guest:guest" not in files.origin.read_text()
 
 
+def test_a_federation_may_go_on_for_more_rounds(files: StackFiles) -> None:
+    prepare(files, URL, 4, 3, quiet)
+    longer = prepare(files, URL, None, 5, quiet)
+    again = prepare(files, URL, None, None, quiet)
+
+    assert not longer.is_new
+    assert longer.order == again.order
+    assert longer.order.coordinator_environment["COMITIA_ROUND__ROUNDS"] == "5"
+
+
 @pytest.mark.parametrize(
     ("broker", "clients", "rounds", "field"),
     [
         ("amqp://other.example/", None, None, "broker"),
         (URL, 5, None, "clients"),
-        (URL, None, 4, "rounds"),
         (URL, 0, None, "clients"),
         (URL, None, 0, "rounds"),
     ],
