@@ -24,7 +24,7 @@ from coordinator.log_writer import Fenced, LogWriter
 from shared.effects import Effect, Publish, note
 from shared.errors import PlanError
 from shared.modellog.entries import Sealer
-from shared.modellog.reader import Accepted, LogEvent, Marked
+from shared.modellog.reader import Accepted, LogEvent, Marked, weights_digest
 from shared.plan import Plan
 from shared.wire.messages import Mark, SnapshotEntry, TermEntry, VoidEntry
 from shared.wire.topology import Names
@@ -93,6 +93,7 @@ class Office:
         chain = self._writer.chain
         if chain is None:
             assert self._initial_weights is not None
+            self._check_initial(self._initial_weights)
             self.state = OfficeState.FOUNDING
             yield self._writer.snapshot(self._initial_weights)
         else:
@@ -100,6 +101,11 @@ class Office:
             self.state = OfficeState.CLAIMING
             yield self._writer.append(TermEntry(parent=chain.head, term=chain.term + 1, session=self._session))
         self._initial_weights = None
+
+    def _check_initial(self, weights: np.ndarray) -> None:
+        named = self._plan.initial_weights_sha256
+        if named is not None and weights_digest(weights).hex() != named:
+            raise PlanError("initial_weights: these are not the weights that the plan names; the file was changed")
 
     def _compare_plans(self) -> None:
         theirs = self._writer.log.plan

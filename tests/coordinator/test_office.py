@@ -12,6 +12,7 @@ from coordinator.office import Office, OfficeState
 from shared.effects import Append, Effect
 from shared.errors import PlanError
 from shared.modellog.chain import GENESIS
+from shared.modellog.reader import weights_digest
 from shared.plan import Plan
 from shared.wire.messages import DrawEntry, Mark, SnapshotEntry, TermEntry, VoidEntry
 from tests.builders import tiny_plan
@@ -137,6 +138,17 @@ def test_another_plan_is_refused_with_the_fields_that_differ() -> None:
 
     with pytest.raises(PlanError, match="different: weight_records_max"):
         session.read(session.mark)
+
+
+def test_a_federation_is_founded_only_with_the_weights_that_its_plan_names() -> None:
+    named = tiny_plan(initial_weights_sha256=weights_digest(WEIGHTS).hex())
+    session = Session(Desk(named, founded=False))
+    session.read_back(session.read(session.mark))
+    assert session.office.state is OfficeState.IN_OFFICE
+
+    other = Session(Desk(tiny_plan(initial_weights_sha256="0" * 64), founded=False))
+    with pytest.raises(PlanError, match="not the weights that the plan names"):
+        other.read(other.mark)
 
 
 def longer_plan(rounds: int = 99) -> Plan:

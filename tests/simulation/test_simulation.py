@@ -6,16 +6,19 @@ import itertools
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from coordinator.output import Evaluator
+from coordinator.output import Evaluator, save_model
 from deploy.demo.options import DemoOptions
 from deploy.demo.report import Run
 from deploy.demo.simulation import Simulation
+from shared.codec.flatten import read_weights
 from shared.codec.quantize import open_mean, open_slots, read_words
 from shared.modellog.reader import weights_digest
 from shared.transport.memory import Faults
@@ -400,3 +403,17 @@ def test_a_finished_federation_goes_on_with_the_same_weights(workers: str, cohor
     assert [entry.version for entry in entries if isinstance(entry, ChangeEntry)] == [1, 2, 3, 4, 5]
     assert weights_digest(weights[2]) == before.weights_sha256
     assert run.figures()[-1]["clients_counted"] == (cohort_size or 4)
+
+
+def test_a_run_starts_from_the_weights_of_a_file(tmp_path: Path) -> None:
+    workload = Digits(clients=3)
+    model = workload.model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    save_model(model, tmp_path / "start.safetensors", {})
+    options = DemoOptions(clients=3, rounds=1, initial_weights=tmp_path / "start.safetensors")
+
+    (started,) = [note for note in Simulation(options).run() if note.event == "coordinator_started"]
+    expected = weights_digest(read_weights(model)).hex()
+    assert started.fields["plan"]["initial_weights_sha256"] == expected  # type: ignore[index]
