@@ -38,7 +38,9 @@ def test_mean_accuracy_of_two_seeds(options: dict[str, Any], least: float) -> No
     assert sum(final_accuracy(seed, options) for seed in SEEDS) / len(SEEDS) >= least
 
 
-def test_a_network_of_convolutions_learns_soon() -> None:
-    options = {"workload": "digits_cnn", "clients": 8, "processes": 1, "partition": "iid", "rounds": 8}
+@pytest.mark.slow
+def test_a_network_of_convolutions_learns() -> None:
+    options = {"workload": "digits_cnn", "clients": 8, "processes": 1, "partition": "iid", "rounds": 30}
 
-    assert final_accuracy(0, options) >= 0.5  # three seeds gave 0.71 to 0.82; chance is 0.1
+    # Seven seeds gave 0.958 to 0.981. Which coordinates are drawn decides how soon: after 8 rounds it is 0.4 to 0.7.
+    assert final_accuracy(0, options) >= 0.92
