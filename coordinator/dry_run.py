@@ -6,6 +6,7 @@ interpreter, nor torch, nor the workload's data and activations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,7 @@ import safetensors.torch
 from coordinator.aggregator.server_step import ServerOptimizer
 from coordinator.scheduler.clients import SILENT_INTERVALS
 from shared.attack_odds import odds_table
+from shared.codec.validation import is_validation_slot
 from shared.crypto.draw import cut_groups
 from shared.crypto.signing import SigningKey
 from shared.plan import Plan
@@ -40,7 +42,8 @@ LARGE = (1 << 31) - 1
 """Stands for a counter that has risen: small numbers are encoded shorter."""
 
 COORDINATOR_MODELS = 5
-"""The present weights, the next ones, the evaluated ones; the model that evaluates and the one that goes to files."""
+"""The present weights, the next ones, the evaluated ones; the model that evaluates and the one that goes to files. One
+more where steering watches the clients: the version that they measured."""
 
 WORKER_MODELS = 2
 """The present weights, and the next ones while an entry is applied."""
@@ -54,8 +57,9 @@ class DryRun:
     """The figures of one plan. Bytes are those of messages, without AMQP and TCP; durations are seconds.
 
     `update_bytes_up` is all that one client sends for one counted update: offer and words. `run_bytes_log` leaves out
-    draws, which are small. `attack_odds` says, by the number of attackers, how likely more than `trim` groups are
-    attacked.
+    draws, which are small. `validation_slots` of an update's words say what the client measured of the model it
+    received; one with fewer than `validation_records_min` records measures nothing. `attack_odds` says, by the number
+    of attackers, how likely more than `trim` groups are attacked.
     """
 
     clients: int
@@ -63,6 +67,8 @@ class DryRun:
     dimension: int
     values_per_update: int
     bits: int
+    validation_slots: int
+    validation_records_min: int | None
     clipping_norm: float
     update_bytes_up: int
     offer_bytes: int
@@ -102,6 +108,7 @@ def foresee(plan: Plan, clients: int) -> DryRun:
     model_bytes = FLOAT_BYTES * plan.dimension
     sent, server_vectors = plan.coordinate_count, _server_vectors(plan)
     changed = plan.dimension if server_vectors else sent
+    share, watched = plan.evaluation.client_share, int(plan.steering.watch == "clients")
     words_bytes = plan.sum_format(plan.members_max, plan.codec.clipping_norm).length * plan.bits // 8
     offer_bytes = _message_bytes(_offer(), plan)
     update_bytes = offer_bytes + _cut_bytes(words_bytes, _words, plan)
@@ -116,6 +123,8 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         dimension=plan.dimension,
         values_per_update=sent,
         bits=plan.bits,
+        validation_slots=sum(map(is_validation_slot, plan.metric_bounds)),
+        validation_records_min=math.ceil(1.0 / share - 1e-9) if share else None,
         clipping_norm=plan.codec.clipping_norm,
         update_bytes_up=update_bytes,
         offer_bytes=offer_bytes,
@@ -126,7 +135,7 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         run_bytes_up=plan.round.rounds * drawn * update_bytes,
         run_bytes_log=plan.round.rounds * change_bytes + _snapshots(plan, FLOAT_BYTES * changed) * snapshot_bytes,
         log_stream_bytes_max=int(stream),
-        coordinator_memory_bytes=(COORDINATOR_MODELS + server_vectors) * model_bytes
+        coordinator_memory_bytes=(COORDINATOR_MODELS + watched + server_vectors) * model_bytes
         + means * FLOAT_BYTES * sent
         + drawn * words_bytes,
         worker_memory_bytes=(WORKER_MODELS + TRAINING_MODELS) * model_bytes,

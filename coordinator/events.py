@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from coordinator.aggregator.convergence import Evaluation
+from shared.codec.validation import Spread
 from shared.effects import Effect, Receipt
 from shared.modellog.reader import Accepted
 from shared.wire.messages import GroupJob, Offer, Status, Words
@@ -90,7 +91,10 @@ class GroupGivenUp:
 
 @dataclass(frozen=True, slots=True)
 class StepTaken:
-    """The server step of a draw is on its way to the log; figures for the report."""
+    """The server step of a draw is on its way to the log; figures for the report.
+
+    `validation` is what the counted clients measured of the version before, which they trained on.
+    """
 
     version: int
     clients_counted: int
@@ -99,11 +103,15 @@ class StepTaken:
     groups_given_up: int
     clipping_norm: float
     train_metrics: dict[str, float]
+    validation: dict[str, Spread] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationFinished:
-    """What the held-out data say of a version; `evaluation` is None if it was passed over for a newer one."""
+    """What the held-out data say of a version.
+
+    `evaluation` is None if it was passed over for a newer one, or there are no such data.
+    """
 
     version: int
     weights: np.ndarray

@@ -25,16 +25,18 @@ class Evaluator:
     def __init__(self, workload: Workload) -> None:
         """
         Raises:
-            WorkloadError: there are no held-out data.
+            WorkloadError: the held-out data are empty.
         """
         self._workload = workload
         self._data = workload.evaluation_data()
         self._model = workload.model()
-        if example_count(self._data) == 0:
+        if self._data is not None and example_count(self._data) == 0:
             raise WorkloadError("workload: evaluation_data is empty; the coordinator has nothing to evaluate on")
 
-    def evaluate(self, version: int, weights: np.ndarray) -> Evaluation:
-        """Loss and metrics, means over all held-out records."""
+    def evaluate(self, version: int, weights: np.ndarray) -> Evaluation | None:
+        """Loss and metrics, means over all held-out records; None if only clients have data."""
+        if self._data is None:
+            return None
         write_weights(self._model, weights)
         metrics = evaluate(self._workload, self._model, self._data)
         return Evaluation(version=version, loss=metrics.pop("loss"), metrics=metrics)

@@ -10,12 +10,14 @@ from pydantic import Field, JsonValue
 from coordinator.initial_weights import first_weights
 from shared.codec.coordinates import coordinate_count
 from shared.codec.flatten import layout_of
+from shared.codec.validation import validation_slots
 from shared.directory import Directory
 from shared.errors import PlanError
 from shared.modellog.reader import weights_digest
 from shared.plan import (
     AggregationPlan,
     CodecPlan,
+    EvaluationPlan,
     OptimizerChoice,
     Plan,
     RoundPlan,
@@ -55,14 +57,22 @@ class CoordinatorSettings(ProcessSettings):
         Field(description="Robust rule; server optimizer: fedavg, fedavgm, fedadam, or name and options."),
     ] = AggregationPlan()
     round: Annotated[RoundPlan, Field(description="Number of rounds, cohort, deadlines.")] = RoundPlan()
+    evaluation: Annotated[
+        EvaluationPlan, Field(description="Share of its records on which each client measures the model it receives.")
+    ] = EvaluationPlan()
     steering: Annotated[
-        SteeringPlan, Field(description="Server's learning rate by version or on a plateau, early stop, average.")
+        SteeringPlan,
+        Field(
+            description="Whose evaluations steer, server's learning rate by version or plateau, early stop, average."
+        ),
     ] = SteeringPlan()
     evaluation_threads: Annotated[int, Field(ge=1, description="Threads of torch for the evaluation.")] = 1
 
 
 def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workload) -> Plan:
     """The plan that these settings ask for.
+
+    Without held-out data at the coordinator, steering follows the clients.
 
     Raises:
         PlanError: it cannot hold; the message names the fields.
@@ -95,13 +105,31 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         initial_weights_sha256=_initial_digest(settings.initial_weights, workload),
         group_size=settings.group_size,
         weight_records_max=settings.weight_records_max,
-        metric_bounds=dict(recipe.metric_bounds),
+        metric_bounds={
+            **recipe.metric_bounds,
+            **(validation_slots(recipe.validation_bounds) if settings.evaluation.client_share else {}),
+        },
         training=training,
         codec=codec,
         aggregation=settings.aggregation,
         round=settings.round,
-        steering=settings.steering,
+        evaluation=settings.evaluation,
+        steering=_watching(settings, workload),
     )
+
+
+def _watching(settings: CoordinatorSettings, workload: Workload) -> SteeringPlan:
+    steering = settings.steering
+    if workload.evaluation_data() is not None:
+        return steering
+    if not settings.evaluation.client_share:
+        raise PlanError(
+            "evaluation.client_share: the workload has no evaluation_data, so nobody measures the model; "
+            "set a share of the clients' records, for example 0.2"
+        )
+    if "watch" in steering.model_fields_set and steering.watch == "held_out":
+        raise PlanError("steering.watch='held_out', but the workload has no evaluation_data; use 'clients'")
+    return steering.model_copy(update={"watch": "clients"})
 
 
 def _initial_digest(path: Path | None, workload: Workload) -> str | None:

@@ -88,6 +88,7 @@ def _rows(made: Plan, run: DryRun) -> list[tuple[str, str]]:
         ("clients", f"{run.clients}{drawn}; a draw needs {run.min_offers} offers"),
         ("model", f"{made.workload}: {run.dimension} trainable values, {size_text(run.dense_bytes_up)}"),
         ("update", f"{run.values_per_update} values of {run.bits} bits, clipped to a norm of {run.clipping_norm:.3g}"),
+        ("evaluation", _evaluation(made, run)),
         (
             "per update up",
             f"{size_text(run.update_bytes_up)}, of these {run.offer_bytes} B for the offer; "
@@ -117,3 +118,14 @@ def _rows(made: Plan, run: DryRun) -> list[tuple[str, str]]:
             f"a client is lost after {run.client_silent_s:g} s of silence",
         ),
     ]
+
+
+def _evaluation(made: Plan, run: DryRun) -> str:
+    watched = "the clients' means" if made.steering.watch == "clients" else "the coordinator's held-out data"
+    if run.validation_records_min is None:
+        return f"clients measure nothing; steering watches {watched}"
+    return (
+        f"each client of {run.validation_records_min} or more records measures the model it receives on "
+        f"{made.evaluation.client_share:.0%} of them, {run.validation_slots} words of an update; "
+        f"steering watches {watched}"
+    )

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 
 from shared.codec.coordinates import coordinate_count, rescale
 from shared.codec.quantize import Bits, SumFormat, choose_bits
+from shared.codec.validation import validated_metrics
 from shared.errors import PlanError
 from shared.identity import Name
 from shared.wire.messages import GROUPS_MAX, PLAN_BYTES_MAX
@@ -117,15 +118,28 @@ class RoundPlan(_Part):
     snapshot_every: Annotated[int, Field(ge=1)] = 20
 
 
-class SteeringPlan(_Part):
-    """How the run is steered by what the held-out data say. Versions are counted; nothing here reaches a worker.
+class EvaluationPlan(_Part):
+    """What clients measure of the model they receive.
 
+    Each client keeps `client_share` of its records, always the same ones, out of its training, and measures the
+    weights it is given on them before it trains. 0 is off.
+    """
+
+    client_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class SteeringPlan(_Part):
+    """How the run is steered by what evaluations say. Versions are counted; nothing here reaches a worker.
+
+    `watch` says whose: those on the coordinator's held-out data, or the means over the clients' validation records.
+    Where the coordinator has no such data, it is the clients'.
     `schedule` moves the server's learning rate by version: along half a cosine to 0 at the last of the planned rounds,
     or times `rate_drop` every `step_every` versions. With `plateau_patience` it is multiplied by `rate_drop` after so
     many versions without a new best one; with `stop_patience` the run then ends. With `ema` above 0, what is evaluated
     and written to files is that moving average of the versions; clients train from the model itself.
     """
 
+    watch: Literal["held_out", "clients"] = "held_out"
     schedule: Literal["constant", "cosine", "step"] = "constant"
     step_every: Annotated[int, Field(ge=1)] | None = None
     plateau_patience: Annotated[int, Field(ge=1)] | None = None
@@ -157,6 +171,7 @@ class Plan(_Part):
     codec: CodecPlan = CodecPlan()
     aggregation: AggregationPlan = AggregationPlan()
     round: RoundPlan = RoundPlan()
+    evaluation: EvaluationPlan = EvaluationPlan()
     steering: SteeringPlan = SteeringPlan()
 
     @property
@@ -323,6 +338,12 @@ def _refusals(plan: Plan) -> Iterator[str]:
     drops = steering.schedule == "step" or steering.plateau_patience is not None
     if not drops and steering.rate_drop != SteeringPlan().rate_drop:
         yield f"steering.rate_drop={steering.rate_drop} has no effect without the schedule 'step' or plateau_patience"
+    if steering.watch == "clients" and not plan.evaluation.client_share:
+        yield "steering.watch='clients' needs clients that measure: set evaluation.client_share"
+    if steering.watch == "clients" and steering.ema:
+        yield "steering.ema: clients measure the versions and not their average; set it to 0, or watch to 'held_out'"
+    if bool(plan.evaluation.client_share) != bool(validated_metrics(plan.metric_bounds)):
+        yield "evaluation.client_share belongs to validation slots in metric_bounds: both or neither"
     if not all(name.isidentifier() for name in plan.metric_bounds):
         yield "metric_bounds: names must be identifiers"
     if len(plan.encode()) > PLAN_BYTES_MAX:

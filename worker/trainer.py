@@ -13,11 +13,13 @@ from typing import Protocol
 
 from torch import nn
 
+from shared.codec.validation import slot_values
 from shared.errors import ComitiaError
 from shared.plan import Plan
-from shared.workloads.port import Examples, TrainingRecipe, Workload
+from shared.workloads.port import TrainingRecipe, Workload
 from worker.events import Train, TrainingFailed, TrainingFinished
 from worker.training.plain import PlainTraining, TrainingStopped
+from worker.training.validation import Records, measure, split_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +69,20 @@ class Trainer:
         self._training = PlainTraining(workload.loss, recipe, training.proximal_mu)
         self._model: nn.Module = workload.model()
         self._data_path = data_path
-        self._datasets: dict[str, Examples] = {}
+        self._records: dict[str, Records] = {}
+        self._plan = plan
         self._seed = seed
 
     def run(self, client: str, order: Train, should_stop: Callable[[], bool]) -> Trained | None:
-        """Train once. Whatever goes wrong in a user's model or data is a `TrainingFailed`; None if it was stopped."""
+        """Measure the received weights, if the plan asks for it, then train once.
+
+        Whatever goes wrong in a user's model or data is a `TrainingFailed`; None if it was stopped.
+        """
         try:
-            if client not in self._datasets:
-                self._datasets[client] = self._workload.client_data(client, self._data_path(client))
+            records = self._records_of(client)
+            measured = measure(self._workload, self._model, order.weights, records.validation)
             outcome = self._training.train(
-                self._model, self._datasets[client], order.weights, self._run_seed(client, order), should_stop
+                self._model, records.training, order.weights, self._run_seed(client, order), should_stop
             )
         except TrainingStopped:
             return None
@@ -84,8 +90,15 @@ class Trainer:
             return Trained(client, TrainingFailed(order.task, str(error)))
         except Exception as error:  # noqa: BLE001 - a workload is foreign code: its failure is this client's alone
             return Trained(client, TrainingFailed(order.task, f"{type(error).__name__}: {error}"))
-        finished = TrainingFinished(order.task, outcome.update, outcome.num_examples, dict(outcome.metrics))
-        return Trained(client, finished)
+        metrics = {**outcome.metrics, **slot_values(measured, self._plan.metric_bounds)}
+        return Trained(client, TrainingFinished(order.task, outcome.update, outcome.num_examples, metrics))
+
+    def _records_of(self, client: str) -> Records:
+        if client not in self._records:
+            records = self._workload.client_data(client, self._data_path(client))
+            name = f"{self._plan.federation_id}/{client}"
+            self._records[client] = split_records(records, self._plan.evaluation.client_share, name)
+        return self._records[client]
 
     def _run_seed(self, client: str, order: Train) -> int:
         if self._seed is None:

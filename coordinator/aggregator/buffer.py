@@ -42,6 +42,7 @@ from coordinator.events import (
 from coordinator.log_writer import LogWriter
 from shared.codec.flatten import FloatVector
 from shared.codec.quantize import SlotSums, SumFormat, open_mean, open_slots
+from shared.codec.validation import is_validation_slot, read_spreads
 from shared.effects import note
 from shared.errors import RemoteProtocolError
 from shared.modellog.chain import GENESIS, ChainState
@@ -196,6 +197,7 @@ class Aggregator:
             coordinates="round" if sparse else "all",
         )
         self._changed_bytes += body.nbytes
+        metrics = _mean_metrics(buffer)
         yield self._writer.append(entry, body, weights)
         yield Tell(
             StepTaken(
@@ -205,7 +207,8 @@ class Aggregator:
                 groups_rejected=len(buffer.rejected),
                 groups_given_up=len(buffer.given_up),
                 clipping_norm=entry.clipping_norm,
-                train_metrics=_mean_metrics(buffer),
+                train_metrics={name: mean for name, mean in metrics.items() if not is_validation_slot(name)},
+                validation=read_spreads(metrics),
             )
         )
 

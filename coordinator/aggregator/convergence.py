@@ -11,7 +11,7 @@ from shared.identity import ModelVersion
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What the held-out data say of one model version. `metrics` may hold "accuracy"; higher is better for it."""
+    """What an evaluation says of one model version. `metrics` may hold "accuracy"; higher is better for it."""
 
     version: ModelVersion
     loss: float

@@ -12,6 +12,9 @@ Better is what `BestVersion` calls better: higher accuracy, else lower loss. A v
 nothing, but its number counts. What is seen lags: the next version is already in the making while one is evaluated, so
 a lowered rate applies one or two versions later. And it lives in the coordinator's memory: one that was restarted
 takes its first evaluation for the best so far, and begins with the schedule's rate.
+
+Evaluations are the coordinator's own, or with `watch` "clients" the means of what clients measured: of a version they
+come with the sums of the round that trains on it, so one version later, and of the last one never.
 """
 
 from __future__ import annotations
@@ -84,11 +87,12 @@ class Steering:
         self._last, first = evaluation, self._falls_from
         if self._falls != FALLS_ALARM or first is None:
             return ""
+        where = " at the clients" if self.plan.watch == "clients" else ""
         what = f"for {FALLS_ALARM} versions in a row"
         span = f"between versions {first.version} and {evaluation.version}"
         if evaluation.accuracy is not None and first.accuracy is not None:
-            return f"accuracy has fallen {what}, from {first.accuracy:.2%} to {evaluation.accuracy:.2%} {span}"
-        return f"the loss has risen {what}, from {first.loss:.4g} to {evaluation.loss:.4g} {span}"
+            return f"accuracy{where} has fallen {what}, from {first.accuracy:.2%} to {evaluation.accuracy:.2%} {span}"
+        return f"the loss{where} has risen {what}, from {first.loss:.4g} to {evaluation.loss:.4g} {span}"
 
     def _lowered(self) -> float | None:
         patience = self.plan.plateau_patience

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from coordinator.aggregator.averaging import WeightAverage
 from coordinator.aggregator.convergence import Evaluation
 from coordinator.aggregator.steering import Steering, Verdict
@@ -34,7 +36,10 @@ from shared.wire.messages import ChangeEntry, Entry, SnapshotEntry
 
 @dataclass(slots=True)
 class RoundRecord:
-    """One version in the making. Times are seconds on the coordinator's clock."""
+    """One version in the making. Times are seconds on the coordinator's clock.
+
+    `weights` are those of the version before, (d,) float32, where the clients' figures of it are watched.
+    """
 
     started_at: float
     bytes_up: int
@@ -43,6 +48,7 @@ class RoundRecord:
     stepped_at: float = 0.0
     finished_at: float = 0.0
     step: StepTaken | None = None
+    weights: np.ndarray | None = None
     clients_lost: set[str] = field(default_factory=set)
 
 
@@ -61,6 +67,7 @@ class RunRecord:
         self._traffic = traffic
         self._current: RoundRecord | None = None
         self._finished: dict[int, RoundRecord] = {}
+        self._watches_clients = plan.steering.watch == "clients"
         self._steering = Steering(plan.steering, plan.codec.clipping_norm)
         self._average = WeightAverage(plan.steering.ema)
 
@@ -92,29 +99,34 @@ class RunRecord:
         return ()
 
     def _begin(self, now: float) -> Iterator[CoordinatorEffect]:
-        up, down = self._traffic()
-        self._current = RoundRecord(now, up, down)
+        self._current = self._open_record(now)
         chain = self._log.chain
         if chain is not None and chain.version >= self._plan.round.rounds:
             # The session before may have ended between the last version and its file.
             yield from self._finish("")
 
     def _on_change(self, change: ChangeEntry, now: float) -> Iterator[CoordinatorEffect]:
-        record, (up, down) = self._current, self._traffic()
-        self._current = RoundRecord(now, up, down)
+        record, self._current = self._current, self._open_record(now)
         if record is not None:
             record.finished_at = now
-            record.bytes_up, record.bytes_down = up - record.bytes_up, down - record.bytes_down
+            record.bytes_up = self._current.bytes_up - record.bytes_up
+            record.bytes_down = self._current.bytes_down - record.bytes_down
             self._finished[change.version] = record
         self.observe(change)
         assert self._average.weights is not None
         yield Evaluate(change.version, self._average.weights)
 
+    def _open_record(self, now: float) -> RoundRecord:
+        up, down = self._traffic()
+        return RoundRecord(now, up, down, weights=self._log.weights if self._watches_clients else None)
+
     def _on_evaluation(self, event: EvaluationFinished) -> Iterator[CoordinatorEffect]:
         record = self._finished.pop(event.version, None)
-        verdict = Verdict() if event.evaluation is None else self._steering.judge(event.evaluation)
-        if verdict.best:
-            yield KeepModel("best", event.version, event.weights)
+        watched = _from_clients(record) if self._watches_clients else event
+        evaluation = None if watched is None else watched.evaluation
+        verdict = Verdict() if evaluation is None else self._steering.judge(evaluation)
+        if verdict.best and watched is not None:
+            yield KeepModel("best", watched.version, watched.weights)
         if record is not None and record.step is not None:
             yield Note("round_finished", fields=_figures(record, record.step, event.evaluation))
         if verdict.alarm:
@@ -136,6 +148,30 @@ class RunRecord:
         yield Finish(reason)
 
 
+def _from_clients(record: RoundRecord | None) -> EvaluationFinished | None:
+    """What the clients of a round say of the version that they trained on; None if nobody measured its loss."""
+    if record is None or record.step is None or record.weights is None or "loss" not in record.step.validation:
+        return None
+    metrics = {name: spread.mean for name, spread in record.step.validation.items()}
+    version = record.step.version - 1
+    return EvaluationFinished(
+        version, record.weights, Evaluation(version=version, loss=metrics.pop("loss"), metrics=metrics)
+    )
+
+
+def _validation(step: StepTaken) -> dict[str, object]:
+    """What clients measured, for the report: of which version, means, deviations, and for which share of weight."""
+    if not step.validation:
+        return {}
+    figures: dict[str, object] = {
+        "version": step.version - 1,
+        "share": max(spread.share for spread in step.validation.values()),
+    }
+    for name, spread in step.validation.items():
+        figures |= {name: spread.mean, f"{name}_std": spread.deviation}
+    return figures
+
+
 def _figures(record: RoundRecord, step: StepTaken, evaluation: Evaluation | None) -> dict[str, object]:
     return {
         "version": step.version,
@@ -147,6 +183,7 @@ def _figures(record: RoundRecord, step: StepTaken, evaluation: Evaluation | None
         "loss": None if evaluation is None else evaluation.loss,
         "metrics": {} if evaluation is None else dict(evaluation.metrics),
         "train_metrics": step.train_metrics,
+        "validation": _validation(step),
         "clients_counted": step.clients_counted,
         "clients_lost": len(record.clients_lost),
         "groups": step.groups,

@@ -128,5 +128,6 @@ class _Poisoned:
 
     def client_data(self, client: str, path: Path | None) -> Examples:
         """See `shared.workloads.port.Workload`."""
-        classes = 1 + max(int(targets.max()) for _, targets in batches(self.evaluation_data(), 1024))
-        return FlippedLabels(self._inner.client_data(client, path), classes)
+        own, held_out = self._inner.client_data(client, path), self.evaluation_data()
+        known = own if held_out is None else held_out
+        return FlippedLabels(own, 1 + max(int(targets.max()) for _, targets in batches(known, 1024)))

@@ -68,7 +68,7 @@ class Display:
         if event == "client_joined":
             self._joined = min(self.clients, self._joined + 1)
         if event == "round_finished":
-            accuracies = [one["accuracy"] for one in self.run.rounds if one["accuracy"] is not None]
+            accuracies = [accuracy for one in self.run.rounds if (accuracy := _accuracy(one)) is not None]
             self._progress.update(self._task, completed=fields["version"], spark=sparkline(accuracies[-40:]))
             if self._live is None:
                 self.console.print(_line(self.run.rounds[-1]), highlight=False, soft_wrap=True)
@@ -79,8 +79,10 @@ class Display:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("version", "accuracy", "loss", "counted", "lost", "groups", "given up", "up", "down", "seconds"):
             table.add_column(name, justify="right")
+        if any(one["validation"] for one in self.run.rounds):
+            table.add_column("version before, at clients", justify="right")
         for one in self.run.rounds[-ROWS_SHOWN:]:
-            table.add_row(*_cells(one))
+            table.add_row(*_cells(one), *validation_words(one["validation"]))
         parts: list[RenderableType] = [table, self._progress]
         if not self.run.rounds:
             parts.insert(0, Text(f"starting: {self._joined} of {self.clients} clients are here", style="dim"))
@@ -117,6 +119,8 @@ def print_summary(console: Console, run: Run) -> None:
         )
     if loss is not None:
         table.add_row("loss", f"{loss:.4f}")
+    for words in validation_words(final["validation"]):
+        table.add_row("at the clients", f"{words}, mean and deviation of version {final['validation']['version']}")
     up, dense = final["bytes_up_per_update"], final["bytes_dense_per_update"]
     if up:
         table.add_row("per update", f"{size_text(up)} sent, {size_text(dense)} if dense: {dense / up:.1f} times fewer")
@@ -139,9 +143,26 @@ def sparkline(values: list[float]) -> str:
 _HEADING = "version  accuracy    loss  counted  lost  groups  given up        up      down  seconds"
 
 
+def validation_words(validation: dict[str, Any]) -> list[str]:
+    """What clients measured on their own validation records, in one piece of text; none if they measured nothing."""
+    if "accuracy" in validation:
+        return [f"{validation['accuracy']:.2%} ± {validation['accuracy_std']:.1%}"]
+    if "loss" in validation:
+        return [f"loss {validation['loss']:.3f} ± {validation['loss_std']:.3f}"]
+    return []
+
+
+def _accuracy(one: dict[str, Any]) -> float | None:
+    """The accuracy of a round on held-out data, or else at the clients."""
+    accuracy: float | None = one["validation"].get("accuracy") if one["accuracy"] is None else one["accuracy"]
+    return accuracy
+
+
 def _line(one: dict[str, Any]) -> str:
     widths = (7, 8, 6, 7, 4, 6, 8, 8, 8, 7)
-    return "  ".join(cell.rjust(width) for cell, width in zip(_cells(one), widths, strict=True))
+    line = "  ".join(cell.rjust(width) for cell, width in zip(_cells(one), widths, strict=True))
+    own = (f"at clients, version {one['version'] - 1}: {words}" for words in validation_words(one["validation"]))
+    return "  ".join((line, *own))
 
 
 def _cells(one: dict[str, Any]) -> tuple[str, ...]:

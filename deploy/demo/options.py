@@ -67,6 +67,16 @@ class DemoOptions:
     ] = "constant"
     plateau: Annotated[int, Option(help="Halve it after so many versions without a better one; 0 never.")] = 0
     stop_after: Annotated[int, Option(help="End after so many versions without a better one; 0 never.")] = 0
+    validation: Annotated[
+        float, Option(help="Share of its records on which each client measures the model it receives; 0 is off.")
+    ] = 0.0
+    watch: Annotated[
+        str | None,
+        Option(
+            help="Whose evaluations steer: held_out (the coordinator's data) or clients.",
+            show_default="held_out, if there are such data",
+        ),
+    ] = None
     ema: Annotated[float, Option(help="Evaluate a moving average of the versions with this decay; 0 is off.")] = 0.0
     drop: Annotated[int, Option(help="How many clients are killed at version ROUNDS/3.")] = 0
     drop_at: Annotated[
@@ -138,6 +148,7 @@ class DemoOptions:
     def _steering(self) -> dict[str, Any]:
         schedule, _, every = self.schedule.partition(":")
         return {
+            **({} if self.watch is None else {"watch": self.watch}),
             "schedule": schedule,
             "step_every": every or None,
             "plateau_patience": self.plateau or None,
@@ -171,6 +182,7 @@ class DemoOptions:
                 "group_step_s": GROUP_STEP_S,
                 "status_interval_s": STATUS_INTERVAL_S,
             },
+            "EVALUATION": {"client_share": self.validation},
             "STEERING": self._steering(),
             "WORKLOAD_OPTIONS": self.workload_options,
         }

@@ -20,6 +20,7 @@ ROUND_FIELDS = (
     "groups_rejected",
     "groups_given_up",
     "recovered",
+    "validation",
     "bytes_up",
     "bytes_down",
     "seconds_offers",
@@ -90,6 +91,7 @@ class Run:
             "final": {
                 "accuracy": last.get("accuracy"),
                 "loss": last.get("loss"),
+                "validation": last.get("validation", {}),
                 "stopped_early": self.stopped.get("reason", ""),
                 "model_version": self.stopped.get("version"),
                 "weights_sha256": self.stopped.get("weights_sha256"),
@@ -116,15 +118,28 @@ def write_plot(run: Run, path: Path) -> None:
     versions = [one["version"] for one in run.rounds]
     figure = Figure(figsize=(9, 6), layout="constrained")
     curves, clients = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    curves.plot(versions, [one["accuracy"] for one in run.rounds], color="tab:blue", label="accuracy")
-    curves.set_ylabel("accuracy on held-out data")
+    curves.plot(versions, [one["accuracy"] for one in run.rounds], color="tab:blue", label="accuracy on held-out data")
+    curves.set_ylabel("accuracy")
     curves.set_ylim(0, 1)
     curves.grid(alpha=0.3)
     losses = curves.twinx()
     losses.plot(versions, [one["loss"] for one in run.rounds], color="tab:red", label="loss", linestyle="--")
     losses.set_ylabel("loss")
     losses.set_ylim(bottom=0)
-    handles = [*curves.get_lines(), *losses.get_lines()]
+    validated = [one["validation"] for one in run.rounds if "accuracy" in one["validation"]]
+    if validated:
+        means, spreads = ([one[name] for one in validated] for name in ("accuracy", "accuracy_std"))
+        curves.errorbar(
+            [one["version"] for one in validated],
+            means,
+            yerr=spreads,
+            color="tab:purple",
+            marker=".",
+            capsize=2,
+            linewidth=1,
+            label="accuracy at the clients, ± deviation",
+        )
+    handles = [*curves.get_legend_handles_labels()[0], *losses.get_lines()]
     curves.legend(handles=handles, loc="center right")
     clients.bar(versions, [one["clients_counted"] for one in run.rounds], color="tab:green", label="counted")
     clients.bar(

@@ -33,7 +33,9 @@ class TrainingRecipe:
         local_epochs: passes over the client's data per round.
         clipping_norm: L2 norm that about 80 % of dense updates stay below at the start; it adapts itself
             later.
-        metric_bounds: for each metric that travels with an update the bound that it is clamped to.
+        metric_bounds: for each metric of the training that travels with an update the bound that it is clamped to.
+        validation_bounds: the same for "loss" and those of `Workload.metrics` that clients measure on their own
+            validation records, if the plan asks for it.
     """
 
     optimizer: str = "SGD"
@@ -42,6 +44,7 @@ class TrainingRecipe:
     local_epochs: int = 1
     clipping_norm: float = 10.0
     metric_bounds: Mapping[str, float] = field(default_factory=lambda: {"loss": 20.0})
+    validation_bounds: Mapping[str, float] = field(default_factory=lambda: {"loss": 20.0, "accuracy": 1.0})
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.local_epochs < 1:
@@ -76,8 +79,8 @@ class Workload(Protocol):
             WorkloadError: there are no data; the message says where they were looked for.
         """
 
-    def evaluation_data(self) -> Examples:
-        """Return the held-out data that the coordinator evaluates on."""
+    def evaluation_data(self) -> Examples | None:
+        """Return the held-out data that the coordinator evaluates on; None if it has none and clients are to do it."""
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of a batch, a scalar that can be differentiated."""

@@ -21,6 +21,7 @@ from coordinator.events import (
     StepTaken,
     Tick,
 )
+from shared.codec.validation import slot_values, validation_slots
 from shared.effects import Append
 from shared.modellog.chain import GENESIS
 from shared.plan import Plan
@@ -68,6 +69,7 @@ class Buffering:
 
     def sum(self, group: int, update: np.ndarray | None = None, *, weight: float = 1.0, **fields: Any) -> GroupSummed:
         """One client's words, made by the worker's own recipe."""
+        metrics = {"loss": 1.0 / (group + 3), **fields.pop("metrics", {})}
         chosen = np.full(D, group + 1, np.float32) / 4 if update is None else update.astype(np.float32)
         positions = self.desk.log.coordinates
         prepared = prepare_words(
@@ -75,7 +77,7 @@ class Buffering:
             positions,
             self.desk.plan.sum_format(1, self.desk.chain.clipping_norm),
             weight=weight,
-            metrics={"loss": 1.0 / (group + 3)},
+            metrics=metrics,
             source=np.random.default_rng(group),
         )
         return GroupSummed(
@@ -443,3 +445,24 @@ def test_schedule_and_plateau_scale_the_step() -> None:
     moved = full.desk.log.weights - first
     np.testing.assert_allclose(half.desk.log.weights - first, moved / 2, rtol=1e-5)
     np.testing.assert_allclose(eighth.desk.log.weights - first, moved / 8, rtol=1e-5)
+
+
+def test_a_step_says_what_clients_measured_apart_from_their_training() -> None:
+    slots = validation_slots({"loss": 5.0})
+    plan = plan_with("mean", 0, metric_bounds={"loss": 5.0, **slots}, evaluation={"client_share": 0.2})
+    buffering = Buffering(plan)
+    buffering.make_draw()
+    losses: list[float | None] = [1.0, 3.0, None]
+    effects = [
+        effect
+        for group, loss in enumerate(losses)
+        for effect in buffering.handle(
+            buffering.sum(group, metrics=slot_values({} if loss is None else {"loss": loss}, slots))
+        )
+    ]
+
+    (step,) = told(effects)
+    assert isinstance(step, StepTaken)
+    assert set(step.train_metrics) == {"loss"}
+    spread = step.validation["loss"]
+    assert (spread.mean, spread.deviation, spread.share) == pytest.approx((2.0, 1.0, 2 / 3), abs=1e-3)

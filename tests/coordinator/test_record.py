@@ -23,6 +23,7 @@ from coordinator.events import (
     TookOffice,
 )
 from coordinator.status.record import RunRecord
+from shared.codec.validation import Spread, validation_slots
 from shared.effects import Note
 from shared.modellog.chain import GENESIS
 from shared.modellog.reader import weights_digest
@@ -42,15 +43,15 @@ class Run:
     def handle(self, event: Event, now: float = 0.0) -> tuple[Any, ...]:
         return self.record.handle(event, now)
 
-    def change(self, started: float) -> tuple[Any, ...]:
-        """Draw at +1 s, step at +3 s, read back at +4 s."""
+    def change(self, started: float, **validation: Spread) -> tuple[Any, ...]:
+        """Draw at +1 s, step at +3 s, read back at +4 s; `validation` is what the clients measured."""
         chain = self.desk.chain
         draw = self.desk.append(
             DrawEntry(parent=GENESIS, term=0, version=chain.version, groups=3, offers=3, root=bytes(32))
         )
         assert self.handle(DrawMade(draw.accepted.digest, chain.version, 3, ("a", "b", "c")), started + 1) == ()
         weights = np.full(8, chain.version + 1.0, np.float32)
-        step = StepTaken(chain.version + 1, 2, 3, 0, 1, 0.5, {"loss": 2.0})
+        step = StepTaken(chain.version + 1, 2, 3, 0, 1, 0.5, {"loss": 2.0}, validation)
         assert self.handle(step, started + 3) == ()
         self.traffic = (self.traffic[0] + 100, self.traffic[1] + 10)
         entry = ChangeEntry(
@@ -94,6 +95,7 @@ def test_a_change_is_evaluated_and_then_reported() -> None:
         "loss": 1.0,
         "metrics": {"accuracy": 0.75},
         "train_metrics": {"loss": 2.0},
+        "validation": {},
         "clients_counted": 2,
         "clients_lost": 1,
         "groups": 3,
@@ -104,6 +106,62 @@ def test_a_change_is_evaluated_and_then_reported() -> None:
         "bytes_down": 10,
         "clipping_norm": 0.5,
     }
+
+
+def watching(**steering: Any) -> Run:
+    """A run of 9 versions that is steered by its clients."""
+    return Run(
+        rounds=9,
+        evaluation={"client_share": 0.2},
+        metric_bounds=validation_slots({"loss": 5.0}),
+        steering={"watch": "clients", **steering},
+    )
+
+
+def measured(accuracy: float, loss: float = 1.0) -> dict[str, Spread]:
+    return {
+        "accuracy": Spread(mean=accuracy, deviation=0.1, share=0.75),
+        "loss": Spread(mean=loss, deviation=0.2, share=0.5),
+    }
+
+
+def test_what_clients_measured_is_reported_with_the_version_that_they_measured() -> None:
+    run = Run()
+    run.handle(TookOffice(), 0.0)
+    run.change(0.0, **measured(0.5))
+
+    *_, report = run.handle(run.evaluated(1, 0.75))
+    assert report.fields["validation"] == {
+        "version": 0,
+        "share": 0.75,
+        "accuracy": 0.5,
+        "accuracy_std": 0.1,
+        "loss": 1.0,
+        "loss_std": 0.2,
+    }
+
+
+def test_where_clients_are_watched_the_best_is_the_version_that_they_measured() -> None:
+    run = watching()
+    run.handle(TookOffice(), 0.0)
+    kept = []
+    # Held-out accuracy rises all the time, and is not asked. At equal accuracy the lower loss is better.
+    for version, (accuracy, loss) in enumerate([(0.1, 2.0), (0.6, 1.0), (0.6, 0.9), (0.5, 0.1)], 1):
+        run.change(4.0 * version, **measured(accuracy, loss))
+        effects = run.handle(run.evaluated(version, version / 10))
+        kept += [(effect.version, effect.weights[0]) for effect in effects if isinstance(effect, KeepModel)]
+    assert kept == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def test_where_clients_are_watched_they_stop_the_run_and_silence_starts_nothing() -> None:
+    run = watching(stop_patience=2)
+    run.handle(TookOffice(), 0.0)
+    ended = []
+    for version, figures in enumerate([measured(0.5), {}, measured(0.4), measured(0.3)], 1):
+        run.change(4.0 * version, **figures)
+        effects = run.handle(EvaluationFinished(version, np.zeros(8, np.float32), None))
+        ended.append([effect for effect in effects if isinstance(effect, Finish)])
+    assert ended == [[], [], [Finish("no better version for 2 versions; the best is 0")], [Finish(ended[3][0].reason)]]
 
 
 def test_rounds_are_counted_apart_although_their_evaluations_overlap() -> None:

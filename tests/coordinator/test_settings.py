@@ -11,6 +11,7 @@ from torch import nn
 
 from coordinator.output import save_model
 from coordinator.settings import CoordinatorSettings, plan_of
+from shared.codec.validation import validation_slots
 from shared.errors import PlanError, SettingsError
 from shared.modellog.reader import weights_digest
 from shared.plan import Plan
@@ -30,6 +31,15 @@ def test_the_plan_names_the_federation_and_the_models_layout() -> None:
     assert (made.federation, made.federation_id) == (directory.federation, directory.federation_id)
     assert (made.dimension, made.layout_digest) == (4, TinyWorkload().layout_digest)
     assert made.metric_bounds == {"loss": 50.0}
+
+
+def test_the_plan_has_slots_for_what_clients_are_to_measure() -> None:
+    made = plan(evaluation={"client_share": 0.2})
+    recipe = TinyWorkload.recipe
+
+    assert made.metric_bounds == {"loss": 50.0, **validation_slots(recipe.validation_bounds)}
+    assert set(recipe.validation_bounds) == {"loss", "accuracy"}
+    assert made.steering.watch == "held_out"
 
 
 def test_training_is_the_workloads_recipe_unless_it_is_set() -> None:

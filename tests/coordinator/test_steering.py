@@ -127,6 +127,18 @@ def test_a_loss_that_rises_is_an_alarm_where_there_is_no_accuracy() -> None:
     assert said[3] == "the loss has risen for 3 versions in a row, from 1 to 4.5 between versions 1 and 4"
 
 
+def test_an_alarm_says_whose_evaluations_it_follows() -> None:
+    steering = Steering(SteeringPlan(watch="clients"), 1.0)
+    said = [steering.judge(evaluation(version, 0.9 - version / 10)).alarm for version in range(4)]
+    assert said[3].startswith("accuracy at the clients has fallen for 3 versions in a row, from 90.00% to 60.00%")
+
+
+def test_a_loss_that_falls_at_equal_accuracy_is_progress() -> None:
+    steering = Steering(SteeringPlan(stop_patience=2), 1.0)
+    verdicts = [steering.judge(evaluation(version, 0.9, 1.0 / version)) for version in range(1, 9)]
+    assert all(verdict.best and not verdict.stop for verdict in verdicts)
+
+
 def test_a_clipping_norm_above_three_times_its_start_is_an_alarm_until_it_is_below_again() -> None:
     steering = Steering(SteeringPlan(), 2.0)
     said = [steering.watch_norm(norm) for norm in (2.0, 6.0, 6.1, 7.0, 5.0, 6.5)]

@@ -8,8 +8,25 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploy.demo.display import Display
-from deploy.demo.report import Run
+from deploy.demo.display import Display, print_summary
+from deploy.demo.report import ROUND_FIELDS, Run
+
+
+def test_what_clients_measured_is_said_with_its_version_and_spread() -> None:
+    run = Run("memory", "", plan={"aggregation": {"rule": "mean", "trim": 0}, "group_size": 1})
+    figures: dict[str, Any] = dict.fromkeys(ROUND_FIELDS, 1)
+    measured = {"version": 4, "share": 1.0, "loss": 0.5, "loss_std": 0.25}
+    output = io.StringIO()
+    console = Console(file=output, width=200)
+    with Display(console, run, rounds=9, clients=2) as display:
+        for more in ({}, {"accuracy": 0.9, "accuracy_std": 0.05}):
+            told = {**figures, "version": 5, "accuracy": None, "loss": None, "validation": {**measured, **more}}
+            run.hear("round_finished", told)
+            display.hear("round_finished", told)
+    assert "at clients, version 4: loss 0.500 ± 0.250" in output.getvalue()
+    assert "at clients, version 4: 90.00% ± 5.0%" in output.getvalue()
+    print_summary(console, run)
+    assert "90.00% ± 5.0%, mean and deviation of version 4" in output.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,21 @@ def test_what_the_coordinator_would_refuse_is_refused(
     assert "\n" not in str(refused.value)
 
 
+def test_what_clients_are_to_measure_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = figures("--clients", 20)
+    assert "clients measure nothing; steering watches the coordinator's held-out data" in run(
+        "--check", "--clients", 20
+    )
+    monkeypatch.setenv("COMITIA_EVALUATION__CLIENT_SHARE", "0.15")
+    monkeypatch.setenv("COMITIA_STEERING__WATCH", "clients")
+
+    dry = figures("--clients", 20)
+    assert (dry["validation_slots"], dry["validation_records_min"]) == (7, 7)
+    assert dry["update_bytes_up"] - without["update_bytes_up"] == 7 * 2
+    assert dry["coordinator_memory_bytes"] - without["coordinator_memory_bytes"] == 4 * 4 + 20 * 14
+    assert "each client of 7 or more records measures" in run("--check", "--clients", 20)
+
+
 def test_json_without_check_is_refused() -> None:
     with pytest.raises(SettingsError, match="json"):
         run("--json", "--clients", 20)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from shared.codec.validation import validation_slots
 from shared.errors import PlanError
 from shared.plan import AggregationPlan, Plan, RoundPlan, decode_plan, make_plan
 from shared.wire.messages import GROUPS_MAX, PLAN_BYTES_MAX
@@ -59,6 +60,26 @@ def test_the_defaults_are_a_sound_plan() -> None:
         ),
         ({"round": {"cohort_size": 2}}, "round.cohort_size=2 is below the 3 offers that a draw needs"),
         ({"metric_bounds": {"not a name": 1.0}}, "metric_bounds: names must be identifiers"),
+        (
+            {"steering": {"watch": "clients"}},
+            "steering.watch='clients' needs clients that measure: set evaluation.client_share",
+        ),
+        (
+            {
+                "steering": {"watch": "clients", "ema": 0.5},
+                "evaluation": {"client_share": 0.2},
+                "metric_bounds": validation_slots({"loss": 1.0}),
+            },
+            "steering.ema: clients measure the versions and not their average; set it to 0, or watch to 'held_out'",
+        ),
+        (
+            {"evaluation": {"client_share": 0.2}, "metric_bounds": {"loss": 1.0}},
+            "evaluation.client_share belongs to validation slots in metric_bounds: both or neither",
+        ),
+        (
+            {"metric_bounds": validation_slots({"loss": 1.0})},
+            "evaluation.client_share belongs to validation slots in metric_bounds: both or neither",
+        ),
         (
             {"workload_options": {"text": "x" * PLAN_BYTES_MAX}},
             f"the plan takes more than {PLAN_BYTES_MAX} bytes; shorten workload_options",
@@ -140,7 +161,7 @@ def test_equal_plans_have_equal_bytes_in_whatever_order_they_were_written() -> N
 
 
 def test_every_field_is_part_of_the_digest() -> None:
-    plan = tiny_plan()
+    plan = tiny_plan(evaluation={"client_share": 0.2}, metric_bounds=validation_slots({"loss": 2.0}))
     fields = plan.model_dump(mode="json")
     changes: dict[str, Any] = {
         "federation": "other",
@@ -151,11 +172,12 @@ def test_every_field_is_part_of_the_digest() -> None:
         "dimension": 9,
         "initial_weights_sha256": "2" * 64,
         "weight_records_max": 11,
-        "metric_bounds": {"loss": 1.0},
+        "metric_bounds": validation_slots({"loss": 1.0}),
         "training": {**fields["training"], "batch_size": 17},
         "codec": {**fields["codec"], "density": 0.25},
         "aggregation": {**fields["aggregation"], "trim": 1},
         "round": {**fields["round"], "snapshot_every": 31},
+        "evaluation": {"client_share": 0.1},
         "steering": {**fields["steering"], "schedule": "cosine"},
     }
 
@@ -173,7 +195,7 @@ def test_the_number_of_rounds_is_signed_but_no_part_of_what_a_federation_is() ->
 
 def test_the_digest_of_a_plan_never_changes() -> None:
     # Made with this code at protocol version 1: a federation keeps its plan over releases of Comitia.
-    assert tiny_plan().digest().hex() == "908d0abaa70c7b657a29d76332a06515589621d7ddff823b6ea076d4cc7fa918"
+    assert tiny_plan().digest().hex() == "7d2e60321b082331cfb335a816a9f91741e5d6dcd84a0790051a5b15287dcb56"
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"protocol_version": 2}', b"{" * 5000])

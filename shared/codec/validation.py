@@ -1,0 +1,95 @@
+"""How do clients' own validation figures ride in a sum, so that it says their mean and spread and nobody's figure?
+
+For a metric m with the bound B on its absolute value, a client fills these metric slots behind its update::
+
+    validation_m          m
+    validation_m_share    1 if it measured m, 0 if it could not
+    validation_m_square   min(m², 1)
+    validation_m_excess   max(m² - 1, 0), where B > 1
+
+They are slots like any other (`shared.codec.quantize`): times the client's weight, clamped to a bound, rounded. A
+client that measured nothing adds zeros, and the mean is taken over the weight of the others. The square is cut in two
+because one slot up to B² would round the square of a small loss to nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_PREFIX = "validation_"
+_SHARE, _SQUARE, _EXCESS = "_share", "_square", "_excess"
+_SHARE_MIN = 1e-4
+"""Below this share of the weight it is rounding and not a client."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Weighted mean and standard deviation between clients; `share` of the clients' weight measured it, in (0, 1]."""
+
+    mean: float
+    deviation: float
+    share: float
+
+
+def validation_slots(bounds: Mapping[str, float]) -> dict[str, float]:
+    """Return the slots for these metrics, by name and bound; `bounds` are on the metrics' absolute values."""
+    slots: dict[str, float] = {}
+    for metric, bound in bounds.items():
+        name, square = _PREFIX + metric, bound * bound
+        slots |= {name: bound, name + _SHARE: 1.0, name + _SQUARE: min(square, 1.0)}
+        if square > 1.0:
+            slots[name + _EXCESS] = square - 1.0
+    return slots
+
+
+def validated_metrics(slots: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the metrics that slots of these names are for, sorted."""
+    names = (name for name in slots if name.startswith(_PREFIX) and name.endswith(_SHARE))
+    return tuple(sorted(name.removeprefix(_PREFIX).removesuffix(_SHARE) for name in names))
+
+
+def slot_values(measured: Mapping[str, float], slots: Mapping[str, float]) -> dict[str, float]:
+    """Return what one client writes, one value for every validation slot.
+
+    Args:
+        measured: its figures; one that is absent or not finite (an area under the curve of a single class) counts as
+            not measured. One beyond its bound is left as it is, for whoever writes the slots to clamp and count.
+        slots: name and bound of all metric slots.
+    """
+    values: dict[str, float] = {}
+    for metric in validated_metrics(slots):
+        name, value = _PREFIX + metric, measured.get(metric, math.nan)
+        known = math.isfinite(value)
+        bound = slots[name]
+        square = max(-bound, min(bound, value)) ** 2 if known else 0.0
+        values |= {name: value if known else 0.0, name + _SHARE: float(known), name + _SQUARE: min(square, 1.0)}
+        if name + _EXCESS in slots:
+            values[name + _EXCESS] = max(0.0, square - 1.0)
+    return values
+
+
+def read_spreads(means: Mapping[str, float]) -> dict[str, Spread]:
+    """Return mean and spread of every metric that anybody measured.
+
+    Args:
+        means: for each slot its mean, weighted by the clients' weights, over all clients in the sums.
+    """
+    spreads: dict[str, Spread] = {}
+    for metric in validated_metrics(means):
+        name = _PREFIX + metric
+        share = means[name + _SHARE]
+        if share < _SHARE_MIN:
+            continue
+        mean = means[name] / share
+        square = (means[name + _SQUARE] + means.get(name + _EXCESS, 0.0)) / share
+        # Rounding may bring equal figures below zero.
+        deviation = math.sqrt(max(0.0, square - mean * mean))
+        spreads[metric] = Spread(mean=mean, deviation=deviation, share=min(1.0, share))
+    return spreads
+
+
+def is_validation_slot(name: str) -> bool:
+    """Whether a metric slot is one of these and not about training."""
+    return name.startswith(_PREFIX)
