@@ -45,6 +45,19 @@ def test_without_held_out_data_there_is_no_evaluator() -> None:
         Evaluator(workload)
 
 
+def test_a_coordinator_without_data_measures_nothing_and_still_writes_models(tmp_path: Path) -> None:
+    workload = TinyWorkload()
+    workload.evaluation_data = lambda: None  # type: ignore[method-assign,assignment,return-value]
+    finished: list[EvaluationFinished] = []
+    thread = EvaluationThread(Evaluator(workload), ModelFiles(tmp_path, workload), finished.append)
+    thread.evaluate(order(1))
+    thread.keep(KeepModel("best", 1, np.zeros(TINY_DIMENSION, np.float32)))
+    thread.close()
+
+    assert [(one.version, one.evaluation) for one in finished] == [(1, None)]
+    assert (tmp_path / "best.safetensors").exists()
+
+
 def test_a_model_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     files = ModelFiles(tmp_path / "out", TinyWorkload())
     for version in (1, 2):

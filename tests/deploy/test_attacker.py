@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from deploy.demo.attacker import Attacker
 from deploy.demo.attacks import ATTACKS
 from deploy.demo.options import DemoOptions
 from deploy.demo.report import Run
 from deploy.demo.simulation import Simulation
 from shared.errors import SettingsError
+from shared.workloads.digits import Digits
 
 FEDERATION = {"clients": 8, "processes": 1, "partition": "iid", "attackers": 1}
 
@@ -33,6 +35,17 @@ def test_every_attack_runs_and_no_honest_group_is_rejected(attack: str) -> None:
     expected = 2 if attack in ("sign-flip", "noise") else 0
     assert report["attackers"][0]["rejected"] == expected
     assert [one["groups_rejected"] for one in report["rounds"]] == [expected // 2] * 2
+
+
+def test_labels_are_flipped_where_the_coordinator_has_no_data_too() -> None:
+    class Blind(Digits):
+        def evaluation_data(self) -> None:  # type: ignore[override]
+            return None
+
+    workload = Blind(partition="iid", clients=2)
+    poisoned = Attacker("label-flip", ("client-001",), ["client-002"], 0).poison(workload)
+    own, flipped = workload.client_data("client-001", None), poisoned.client_data("client-001", None)
+    assert all(int(flipped[place][1]) == 9 - int(own[place][1]) for place in range(20))
 
 
 def test_what_the_rule_and_the_gates_prevent() -> None:

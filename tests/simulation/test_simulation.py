@@ -357,6 +357,7 @@ def test_the_options_of_steering_and_training_reach_the_plan() -> None:
     plan = next(note.fields["plan"] for note in notes if note.event == "coordinator_started")
     assert plan["training"]["proximal_mu"] == 0.5
     assert plan["steering"] == {
+        "watch": "held_out",
         "schedule": "step",
         "step_every": 7,
         "plateau_patience": 3,
