@@ -26,7 +26,8 @@ _ROW_PADDING = 16  # float32 elements: rows a power of two apart would all fall 
 _SMALL_COUNT = 2**22
 _NARROW_MEMBERS_MAX = 256
 _NARROW_SUMS_MAX = 2**16 - 1  # sums of as many 16-bit words fit 32 bits, even if all are forged
-_WIDENED_COUNT = 512 * 1024  # long runs: here the memory's prefetching is worth more than the cache
+_WORD_MAX = 2**15 - 1
+_RUN_COUNT = 256 * 1024  # 512 KiB of words: what was read to find the largest is still in the cache when it is added
 
 Comparator = tuple[int, int, bool, bool]
 """(wire of the smaller, wire of the larger, smaller needed, larger needed)."""
@@ -41,8 +42,10 @@ class MeanAccumulator:
     Integers add exactly, so the result does not depend on order, and no group's vector is kept. A sum of all members
     cannot wrap.
 
-    Words of 16 bits are added as they are, at 4 bytes per coordinate for each size of group that there is. Words of 32
-    bits first become integers of one common fixed-point scale, whatever their groups' sizes, at 8 bytes per
+    Words of 16 bits are added as they are, at 4 bytes per coordinate for each size of group that there is, and 2 more:
+    most are small, so they are added up in 16 bits for as long as sums of the largest among them cannot wrap, which
+    moves half the memory, and only then carried to 32.
+    Words of 32 bits first become integers of one common fixed-point scale, whatever their groups' sizes, at 8 bytes per
     coordinate: the scale then resolves far below a word. Above 4 million coordinates and up to 256 members these take 4
     bytes, at an error of the mean of at most members * C / (2**31 * mean weight).
 
@@ -57,7 +60,9 @@ class MeanAccumulator:
         # Forged words may reach 2**(b-1), up to twice the honest bound: one bit is left for that, one is the sign.
         self._common_scale = 2.0 ** (self._common_type.itemsize * 8 - 2) / (members_max * clipping_norm)
         self._totals: dict[float, npt.NDArray[np.signedinteger[Any]]] = {}
-        self._widened = np.empty(0, dtype=np.int32)
+        self._pending = np.zeros(0, dtype=np.int16)
+        self._pending_scale = 0.0
+        self._reach = [0] * -(-count // _RUN_COUNT)  # for each run of pending sums what none of them exceeds
         self._weights: list[float] = []
 
     @property
@@ -77,7 +82,8 @@ class MeanAccumulator:
             raise LocalProtocolError(f"a group of {form.members}, but {self._members_left} members are left to add")
         signed = signed_view(words)[: form.count]
         if form.bits == 16 and self._members_max <= _NARROW_SUMS_MAX:
-            self._add_exactly(signed, self._total(form.scale, np.dtype(np.int32)))
+            self._total(form.scale, np.dtype(np.int32))
+            self._add_exactly(signed, form.scale)
         else:
             total = self._total(self._common_scale, self._common_type)
             _add_rescaled(signed, self._common_scale / form.scale, total)
@@ -92,6 +98,7 @@ class MeanAccumulator:
         """
         if not self._weights:
             raise LocalProtocolError("a mean of no groups")
+        self._carry_all()
         # fsum is correctly rounded, hence independent of order.
         weight = math.fsum(self._weights)
         totals = [(1.0 / (scale * weight), total) for scale, total in sorted(self._totals.items())]
@@ -110,13 +117,31 @@ class MeanAccumulator:
             self._totals[scale] = np.zeros(self._count, dtype=dtype)
         return self._totals[scale]
 
-    def _add_exactly(self, signed: SignedWords, total: npt.NDArray[np.signedinteger[Any]]) -> None:
-        if self._widened.size == 0:
-            self._widened = np.empty(min(_WIDENED_COUNT, self._count), dtype=np.int32)
-        for start in range(0, self._count, _WIDENED_COUNT):
-            part = self._widened[: min(_WIDENED_COUNT, self._count - start)]
-            np.copyto(part, signed[start : start + _WIDENED_COUNT])
-            total[start : start + _WIDENED_COUNT] += part
+    def _add_exactly(self, signed: SignedWords, scale: float) -> None:
+        if self._pending.size == 0:
+            self._pending = np.zeros(self._count, dtype=np.int16)
+        if scale != self._pending_scale:
+            self._carry_all()
+            self._pending_scale = scale
+        for run, start in enumerate(range(0, self._count, _RUN_COUNT)):
+            words = signed[start : start + _RUN_COUNT]
+            reach = max(int(words.max()), -int(words.min()))
+            if self._reach[run] + reach > _WORD_MAX:
+                self._carry(run)
+            self._pending[start : start + _RUN_COUNT] += words
+            self._reach[run] += reach
+
+    def _carry_all(self) -> None:
+        for run, reach in enumerate(self._reach):
+            if reach:
+                self._carry(run)
+
+    def _carry(self, run: int) -> None:
+        part = slice(run * _RUN_COUNT, (run + 1) * _RUN_COUNT)
+        total = self._totals[self._pending_scale][part]
+        np.add(total, self._pending[part], out=total)
+        self._pending[part] = 0
+        self._reach[run] = 0
 
 
 def _add_rescaled(signed: SignedWords, factor: float, total: npt.NDArray[np.signedinteger[Any]]) -> None:

@@ -251,7 +251,7 @@ def test_a_large_mean_is_exact_enough_in_four_bytes_per_coordinate(monkeypatch: 
 
 
 @pytest.mark.parametrize("sizes", [[1] * 6, [2, 3, 2, 3]])
-def test_words_of_16_bits_take_4_bytes_for_each_size_of_group(sizes: list[int]) -> None:
+def test_words_of_16_bits_take_4_bytes_for_each_size_of_group_and_2_more(sizes: list[int]) -> None:
     count = 3_000_000
     forms = [SumFormat(count=count, bits=16, members=n, clipping_norm=1.0) for n in sizes]
     words = np.full(forms[0].length, 7, dtype=forms[0].word_type)
@@ -265,8 +265,46 @@ def test_words_of_16_bits_take_4_bytes_for_each_size_of_group(sizes: list[int]) 
 
     peak = peak_bytes(add_up)
 
-    assert peak < 4 * count * len(set(sizes)) + 5 * 2**20
+    assert peak < (4 * len(set(sizes)) + 2) * count + 2**20
     assert np.allclose(means[0], 7 * sum(1 / form.scale for form in forms) / len(sizes), rtol=1e-6)
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), hnp.arrays(np.int16, 5, elements=st.integers(-(2**15), 2**15 - 1))), min_size=1
+    )
+)
+def test_words_of_any_size_add_up_exactly(sums: list[tuple[int, np.ndarray]]) -> None:
+    # All of them may be forged, in the members' 16 bits; 2 coordinates in a run, so that runs are carried apart.
+    forms = [SumFormat(count=3, bits=16, members=n, clipping_norm=1.0) for n in (1, 2)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coordinator.aggregator.robust._RUN_COUNT", 2)
+        accumulator = MeanAccumulator(3, 2 * len(sums), 1.0)
+        for size, words in sums:
+            accumulator.add(words.view(np.uint16), forms[size], 1.0)
+        mean = accumulator.take()
+
+    exact = sum(words[:3].astype(np.float64) / forms[size].scale for size, words in sums) / len(sums)
+    assert mean == pytest.approx(exact, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_a_million_coordinates_take_less_than_16_mib_beside_the_input(rows: int) -> None:
+    count = 1_000_000
+    vectors = [np.full(count, 0.5, dtype=np.float32)] * rows
+    form = SumFormat(count=count, bits=16, members=1, clipping_norm=1.0)
+    words = np.full(form.length, 7, dtype=form.word_type)
+
+    def add_up() -> None:
+        accumulator = MeanAccumulator(count, rows, 1.0)
+        for _ in range(rows):
+            accumulator.add(words, form, 1.0)
+        accumulator.take()
+
+    assert peak_bytes(lambda: trimmed_mean(vectors, 3)) < 16 * 2**20
+    assert peak_bytes(add_up) < 16 * 2**20
 
 
 @pytest.mark.parametrize("small", [10, 10_000])
