@@ -26,8 +26,9 @@ _ROW_PADDING = 16  # float32 elements: rows a power of two apart would all fall 
 _SMALL_COUNT = 2**22
 _NARROW_MEMBERS_MAX = 256
 _NARROW_SUMS_MAX = 2**16 - 1  # sums of as many 16-bit words fit 32 bits, even if all are forged
-_WORD_MAX = 2**15 - 1
-_RUN_COUNT = 256 * 1024  # 512 KiB of words: what was read to find the largest is still in the cache when it is added
+_RUN_COUNT = (
+    256 * 1024
+)  # half a mebibyte or one of words: what was read to find the largest is still in the cache when it is added
 
 Comparator = tuple[int, int, bool, bool]
 """(wire of the smaller, wire of the larger, smaller needed, larger needed)."""
@@ -42,12 +43,12 @@ class MeanAccumulator:
     Integers add exactly, so the result does not depend on order, and no group's vector is kept. A sum of all members
     cannot wrap.
 
-    Words of 16 bits are added as they are, at 4 bytes per coordinate for each size of group that there is, and 2 more:
-    most are small, so they are added up in 16 bits for as long as sums of the largest among them cannot wrap, which
-    moves half the memory, and only then carried to 32.
-    Words of 32 bits first become integers of one common fixed-point scale, whatever their groups' sizes, at 8 bytes per
-    coordinate: the scale then resolves far below a word. Above 4 million coordinates and up to 256 members these take 4
-    bytes, at an error of the mean of at most members * C / (2**31 * mean weight).
+    Words are added as they are, in integers of twice their width for each size of group that there is. Most words are
+    small, so they are first added up in their own width, for as long as sums of the largest among them cannot wrap:
+    that moves half the memory. Together 6 bytes per coordinate for words of 16 bits, 12 for words of 32.
+    Above 4 million coordinates words of 32 bits become integers of one common fixed-point scale instead, whatever their
+    groups' sizes: 8 bytes per coordinate, and the scale resolves far below a word; up to 256 members 4 bytes, at an
+    error of the mean of at most members * C / (2**31 * mean weight).
 
     Reference: McMahan et al., Communication-Efficient Learning of Deep Networks (2017), algorithm 1.
     """
@@ -60,7 +61,7 @@ class MeanAccumulator:
         # Forged words may reach 2**(b-1), up to twice the honest bound: one bit is left for that, one is the sign.
         self._common_scale = 2.0 ** (self._common_type.itemsize * 8 - 2) / (members_max * clipping_norm)
         self._totals: dict[float, npt.NDArray[np.signedinteger[Any]]] = {}
-        self._pending = np.zeros(0, dtype=np.int16)
+        self._pending: SignedWords = np.zeros(0, dtype=np.int16)
         self._pending_scale = 0.0
         self._reach = [0] * -(-count // _RUN_COUNT)  # for each run of pending sums what none of them exceeds
         self._weights: list[float] = []
@@ -82,8 +83,9 @@ class MeanAccumulator:
             raise LocalProtocolError(f"a group of {form.members}, but {self._members_left} members are left to add")
         signed = signed_view(words)[: form.count]
         if form.bits == 16 and self._members_max <= _NARROW_SUMS_MAX:
-            self._total(form.scale, np.dtype(np.int32))
-            self._add_exactly(signed, form.scale)
+            self._add_exactly(signed, form.scale, np.dtype(np.int32))
+        elif self._count <= _SMALL_COUNT:
+            self._add_exactly(signed, form.scale, np.dtype(np.int64))
         else:
             total = self._total(self._common_scale, self._common_type)
             _add_rescaled(signed, self._common_scale / form.scale, total)
@@ -103,11 +105,13 @@ class MeanAccumulator:
         weight = math.fsum(self._weights)
         totals = [(1.0 / (scale * weight), total) for scale, total in sorted(self._totals.items())]
         result = totals[0][1].view(np.float32)[: self._count]
+        block, summand = np.empty((2, min(BLOCK, self._count)), dtype=np.float64)
         for start in range(0, self._count, BLOCK):
             # The float32 block ends where its integers begin or earlier, so writing forward destroys nothing unread.
-            part = np.zeros(min(BLOCK, self._count - start), dtype=np.float64)
-            for factor, total in totals:
-                part += total[start : start + BLOCK] * factor
+            part = block[: min(BLOCK, self._count - start)]
+            np.multiply(totals[0][1][start : start + BLOCK], totals[0][0], out=part)
+            for factor, total in totals[1:]:
+                part += np.multiply(total[start : start + BLOCK], factor, out=summand[: len(part)])
             np.copyto(result[start : start + BLOCK], part, casting="same_kind")
         self._weights, self._totals = [], {}
         return result
@@ -117,16 +121,18 @@ class MeanAccumulator:
             self._totals[scale] = np.zeros(self._count, dtype=dtype)
         return self._totals[scale]
 
-    def _add_exactly(self, signed: SignedWords, scale: float) -> None:
-        if self._pending.size == 0:
-            self._pending = np.zeros(self._count, dtype=np.int16)
-        if scale != self._pending_scale:
+    def _add_exactly(self, signed: SignedWords, scale: float, total_type: np.dtype[Any]) -> None:
+        self._total(scale, total_type)
+        if scale != self._pending_scale or signed.dtype != self._pending.dtype:
             self._carry_all()
             self._pending_scale = scale
+            if signed.dtype != self._pending.dtype or self._pending.size == 0:
+                self._pending = np.zeros(self._count, dtype=signed.dtype)
+        largest = np.iinfo(signed.dtype).max
         for run, start in enumerate(range(0, self._count, _RUN_COUNT)):
             words = signed[start : start + _RUN_COUNT]
             reach = max(int(words.max()), -int(words.min()))
-            if self._reach[run] + reach > _WORD_MAX:
+            if self._reach[run] + reach > largest:
                 self._carry(run)
             self._pending[start : start + _RUN_COUNT] += words
             self._reach[run] += reach

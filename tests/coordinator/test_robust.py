@@ -269,21 +269,26 @@ def test_words_of_16_bits_take_4_bytes_for_each_size_of_group_and_2_more(sizes: 
     assert np.allclose(means[0], 7 * sum(1 / form.scale for form in forms) / len(sizes), rtol=1e-6)
 
 
+@st.composite
+def words_of_any_size(draw: st.DrawFn, bits: int) -> list[tuple[int, np.ndarray]]:
+    end = 2 ** (bits - 1)
+    vector = hnp.arrays(f"i{bits // 8}", 5, elements=st.integers(-end, end - 1))
+    return draw(st.lists(st.tuples(st.integers(0, 1), vector), min_size=1, max_size=8))
+
+
+@pytest.mark.parametrize("bits", [16, 32])
 @settings(max_examples=100)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 1), hnp.arrays(np.int16, 5, elements=st.integers(-(2**15), 2**15 - 1))), min_size=1
-    )
-)
-def test_words_of_any_size_add_up_exactly(sums: list[tuple[int, np.ndarray]]) -> None:
-    # All of them may be forged, in the members' 16 bits; 2 coordinates in a run, so that runs are carried apart.
-    forms = [SumFormat(count=3, bits=16, members=n, clipping_norm=1.0) for n in (1, 2)]
+@given(st.data())
+def test_words_of_any_size_add_up_exactly(bits: int, data: st.DataObject) -> None:
+    # All of them may be forged; runs have 2 coordinates, so that they are carried apart.
+    sums = data.draw(words_of_any_size(bits))
+    forms = [SumFormat(count=3, bits=bits, members=n, clipping_norm=1.0) for n in (1, 2)]  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coordinator.aggregator.robust._RUN_COUNT", 2)
         accumulator = MeanAccumulator(3, 2 * len(sums), 1.0)
         for size, words in sums:
-            accumulator.add(words.view(np.uint16), forms[size], 1.0)
+            accumulator.add(words.view(forms[size].word_type), forms[size], 1.0)
         mean = accumulator.take()
 
     exact = sum(words[:3].astype(np.float64) / forms[size].scale for size, words in sums) / len(sums)
@@ -294,17 +299,18 @@ def test_words_of_any_size_add_up_exactly(sums: list[tuple[int, np.ndarray]]) ->
 def test_a_million_coordinates_take_less_than_16_mib_beside_the_input(rows: int) -> None:
     count = 1_000_000
     vectors = [np.full(count, 0.5, dtype=np.float32)] * rows
-    form = SumFormat(count=count, bits=16, members=1, clipping_norm=1.0)
-    words = np.full(form.length, 7, dtype=form.word_type)
 
-    def add_up() -> None:
+    def add_up(bits: int) -> None:
+        form = SumFormat(count=count, bits=bits, members=1, clipping_norm=1.0)  # type: ignore[arg-type]
+        words = np.broadcast_to(form.word_type.type(7), form.length)
         accumulator = MeanAccumulator(count, rows, 1.0)
         for _ in range(rows):
             accumulator.add(words, form, 1.0)
         accumulator.take()
 
     assert peak_bytes(lambda: trimmed_mean(vectors, 3)) < 16 * 2**20
-    assert peak_bytes(add_up) < 16 * 2**20
+    assert peak_bytes(lambda: add_up(16)) < 16 * 2**20
+    assert peak_bytes(lambda: add_up(32)) < 16 * 2**20
 
 
 @pytest.mark.parametrize("small", [10, 10_000])
