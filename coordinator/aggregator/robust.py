@@ -82,10 +82,8 @@ class MeanAccumulator:
         if form.members > self._members_left:
             raise LocalProtocolError(f"a group of {form.members}, but {self._members_left} members are left to add")
         signed = signed_view(words)[: form.count]
-        if form.bits == 16 and self._members_max <= _NARROW_SUMS_MAX:
-            self._add_exactly(signed, form.scale, np.dtype(np.int32))
-        elif self._count <= _SMALL_COUNT:
-            self._add_exactly(signed, form.scale, np.dtype(np.int64))
+        if self._count <= _SMALL_COUNT or (form.bits == 16 and self._members_max <= _NARROW_SUMS_MAX):
+            self._add_exactly(signed, form.scale)
         else:
             total = self._total(self._common_scale, self._common_type)
             _add_rescaled(signed, self._common_scale / form.scale, total)
@@ -93,27 +91,31 @@ class MeanAccumulator:
         self._weights.append(weight)
 
     def take(self) -> FloatVector:
-        """Return sum(w * u) / sum(w) as (k,) float32 in the accumulator's own memory, and end its life.
+        """Return sum(w * u) / sum(w) as (k,) float32, if it fits in the accumulator's own memory, and end its life.
 
         Raises:
             LocalProtocolError: nothing was added.
         """
         if not self._weights:
             raise LocalProtocolError("a mean of no groups")
-        self._carry_all()
+        if self._pending_scale in self._totals:
+            self._carry_all()
+        elif self._pending.size:
+            self._totals[self._pending_scale] = self._pending
         # fsum is correctly rounded, hence independent of order.
         weight = math.fsum(self._weights)
         totals = [(1.0 / (scale * weight), total) for scale, total in sorted(self._totals.items())]
-        result = totals[0][1].view(np.float32)[: self._count]
+        first_factor, first = totals[0]
+        result = np.empty(self._count, np.float32) if first.itemsize < 4 else first.view(np.float32)[: self._count]
         block, summand = np.empty((2, min(BLOCK, self._count)), dtype=np.float64)
         for start in range(0, self._count, BLOCK):
             # The float32 block ends where its integers begin or earlier, so writing forward destroys nothing unread.
             part = block[: min(BLOCK, self._count - start)]
-            np.multiply(totals[0][1][start : start + BLOCK], totals[0][0], out=part)
+            np.multiply(first[start : start + BLOCK], first_factor, out=part, dtype=np.float64)
             for factor, total in totals[1:]:
                 part += np.multiply(total[start : start + BLOCK], factor, out=summand[: len(part)])
             np.copyto(result[start : start + BLOCK], part, casting="same_kind")
-        self._weights, self._totals = [], {}
+        self._weights, self._totals, self._pending = [], {}, np.zeros(0, dtype=np.int16)
         return result
 
     def _total(self, scale: float, dtype: np.dtype[Any]) -> npt.NDArray[np.signedinteger[Any]]:
@@ -121,8 +123,7 @@ class MeanAccumulator:
             self._totals[scale] = np.zeros(self._count, dtype=dtype)
         return self._totals[scale]
 
-    def _add_exactly(self, signed: SignedWords, scale: float, total_type: np.dtype[Any]) -> None:
-        self._total(scale, total_type)
+    def _add_exactly(self, signed: SignedWords, scale: float) -> None:
         if scale != self._pending_scale or signed.dtype != self._pending.dtype:
             self._carry_all()
             self._pending_scale = scale
@@ -144,7 +145,8 @@ class MeanAccumulator:
 
     def _carry(self, run: int) -> None:
         part = slice(run * _RUN_COUNT, (run + 1) * _RUN_COUNT)
-        total = self._totals[self._pending_scale][part]
+        narrow = self._pending.itemsize == 2 and self._members_max <= _NARROW_SUMS_MAX
+        total = self._total(self._pending_scale, np.dtype(np.int32 if narrow else np.int64))[part]
         np.add(total, self._pending[part], out=total)
         self._pending[part] = 0
         self._reach[run] = 0
