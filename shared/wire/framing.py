@@ -106,9 +106,9 @@ class Opener:
         if len(frame) > FRAME_BYTES_MAX:
             raise RemoteProtocolError(RefusalReason.OVERSIZED, f"frame of {len(frame)} bytes")
         message_type, sender, body_at = _parse_header(frame)
-        payload = frame[body_at + _SIGNATURE_BYTES :]
+        payload = memoryview(frame)[body_at + _SIGNATURE_BYTES :]
         key = self.key_of(message_type.signed_by, sender)
-        signed = _context(message_type.kind, sender.encode(), self.federation) + payload
+        signed = b"".join((_context(message_type.kind, sender.encode(), self.federation), payload))
         self.cache.verify(key, Purpose.MESSAGE, frame[body_at : body_at + _SIGNATURE_BYTES], signed)
         return Opened(_decode(message_type, payload), sender, frame)
 
@@ -176,7 +176,7 @@ def _parse_header(frame: bytes) -> tuple[type[Message], str, int]:
     return message_type, sender, body_at
 
 
-def _decode(message_type: type[Message], payload: bytes) -> Message:
+def _decode(message_type: type[Message], payload: bytes | memoryview) -> Message:
     # The signer is known by now, but a known signer may still be dishonest: every failure is a refusal.
     try:
         fields = msgpack.unpackb(
