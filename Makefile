@@ -5,7 +5,7 @@ N ?= 8
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup broker lint test demo up down workers scale status logs compose-up compose-down bench clean
+.PHONY: help setup broker lint test demo up down workers scale status logs compose-up compose-down peers bench clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,11 +51,19 @@ compose-up: setup ## the same in containers, by deploy/compose.yaml, with N=8 wo
 compose-down: setup ## stop them; ARGS=--volumes removes what they learnt, too
 	deploy/stack/compose.sh down $(ARGS)
 
-bench: setup broker ## measure the hot paths and a round
-	$(BIN)/python -m tests.bench $(ARGS)
+# Flower asks for older versions of some packages than constraints.txt names, hence a place of its own.
+.venv-peers/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --editable '.[dev,bench]'
+	touch $@
+
+peers: .venv-peers/stamp ## make .venv-peers, with the libraries that the benchmark compares with
+
+bench: setup broker ## measure the hot paths and a round, beside the peers if they are there
+	$(or $(wildcard .venv-peers/bin),$(BIN))/python -m tests.bench $(ARGS)
 
 clean: ## stop the local stacks and remove everything that was made here
 	[ ! -x $(BIN)/comitia ] || $(BIN)/comitia down
 	[ ! -e .comitia/compose/env ] || deploy/stack/compose.sh down --volumes
-	rm -rf .venv .comitia build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peers .comitia build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

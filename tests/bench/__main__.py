@@ -1,30 +1,63 @@
-"""`make bench`: every benchmark, over a real RabbitMQ."""
+"""`make bench`: every hot path beside its peers and its limit, and a round over a real RabbitMQ, in one table."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Annotated
 
+import torch
+import typer
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from deploy.brokers import BrokerKind, choose_broker
-from tests.bench.codec import bench_codec
-from tests.bench.robust import bench_robust
-from tests.bench.rounds import bench_rounds
+from tests.bench import codec, robust
+from tests.bench.measure import HotPath, Row, measure
+from tests.bench.report import missing, table, write_json
+from tests.bench.rounds import round_rows
+
+HOT_PATHS: dict[str, Callable[[], Iterable[HotPath]]] = {"robust": robust.hot_paths, "codec": codec.hot_paths}
+"""A module with hot paths of its own is added here."""
+
+ROUNDS = "rounds"
 
 
-def main() -> None:
-    """Run all, print tables."""
-    console = Console()
-    requested = sys.argv[1] if len(sys.argv) > 1 else "auto"
-    with choose_broker(requested, Path(".comitia") / "broker", say=console.print) as broker:
-        console.print(broker.reason)
-        if broker.kind is BrokerKind.MEMORY:
-            sys.exit("bench: rounds are measured over RabbitMQ only")
-        bench_codec(console)
-        bench_robust(console)
-        bench_rounds(broker, console)
+def main(
+    broker: Annotated[str, typer.Option(help="where the rounds' broker comes from, as in `comitia demo`")] = "auto",
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"measure only these: {', '.join((*HOT_PATHS, ROUNDS))}")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="write the rows to this file too")] = None,
+) -> None:
+    """Run what was asked for and print the table."""
+    chosen = set(only or (*HOT_PATHS, ROUNDS))
+    if unknown := chosen - {*HOT_PATHS, ROUNDS}:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: there is {', '.join((*HOT_PATHS, ROUNDS))}")
+    rows: list[Row] = []
+    # Rounds come last: their broker would be busy beside the kernels.
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        for name, hot_paths in HOT_PATHS.items():
+            if name in chosen:
+                for path in hot_paths():
+                    rows += measure(path)
+        if "codec" in chosen:
+            rows += codec.byte_rows()
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    if ROUNDS in chosen:
+        with choose_broker(broker, Path(".comitia") / "broker", say=console.print) as found:
+            console.print(found.reason)
+            if found.kind is BrokerKind.MEMORY:
+                sys.exit("bench: rounds are measured over RabbitMQ only")
+            rows += round_rows(found)
+    console.print(table(rows))
+    if note := missing(rows):
+        console.print(note)
+    if json is not None:
+        write_json(rows, json)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,4 +1,4 @@
-"""How is a path timed beside its peers and its physical limit? In turns, in one run, by the median."""
+"""How is a path timed beside its peers and its physical limit? In turns, in one run, by the median of CPU time."""
 
 from __future__ import annotations
 
@@ -7,45 +7,90 @@ import statistics
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
-from rich.table import Table
 
 Run = Callable[[], object]
 
-TURNS = 5
+TURNS = 9
 _SAMPLE_S = 0.001
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Median and best seconds of one path; the peak of the process's memory above what it held before, in bytes."""
+@dataclass(frozen=True, kw_only=True)
+class HotPath:
+    """A path of Comitia's, what others have in its place, and what no implementation can be quicker than.
 
-    median: float
-    best: float
-    extra_bytes: int
-
-
-def measure(paths: Mapping[str, Run | None], turns: int = TURNS) -> dict[str, Measured | None]:
-    """Time every path `turns` times, one after the other in each turn, so that a busy machine is busy for all.
-
-    A path that is None (a peer that is not installed) stays None.
+    A peer's run is None if the peer is not installed; `wanted` says how many times as quick as a peer we mean to be.
     """
-    runs = {name: run for name, run in paths.items() if run is not None}
+
+    name: str
+    ours: Run
+    peers: Mapping[str, Run | None] = field(default_factory=dict)
+    limit_name: str
+    limit: Run
+    wanted: Mapping[str, float] = field(default_factory=dict)
+    turns: int = TURNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: a path beside one peer, or beside none. Medians in `unit`, memory in bytes."""
+
+    path: str
+    unit: str
+    ours: float
+    peer_name: str | None = None
+    peer: float | None = None
+    wanted: float | None = None
+    limit_name: str
+    limit: float
+    extra_bytes: int | None = None
+    peer_extra_bytes: int | None = None
+
+    @property
+    def times_peer(self) -> float | None:
+        """How many times ours the peer takes."""
+        return None if self.peer is None else self.peer / self.ours
+
+    @property
+    def times_limit(self) -> float:
+        """How many times the limit ours takes."""
+        return self.ours / self.limit
+
+
+def measure(path: HotPath) -> Iterator[Row]:
+    """Take the CPU time of all runs of a path, one after the other in each turn: what else the machine does meets all.
+
+    CPU time is what all threads of the process take together; a run that has one takes as much time on an idle machine.
+    """
+    runs = {"ours": path.ours, "limit": path.limit}
+    runs |= {f"peer {name}": run for name, run in path.peers.items() if run is not None}
     extra = {name: extra_memory(run) for name, run in runs.items()}  # also warms up
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(turns):
+    for _ in range(path.turns):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - start)
-    return {
-        name: Measured(statistics.median(seconds[name]), min(seconds[name]), extra[name]) if name in runs else None
-        for name in paths
-    }
+            seconds[name].append(time.process_time() - start)
+    median = {name: statistics.median(taken) * 1e3 for name, taken in seconds.items()}
+    for peer_name in path.peers or (None,):
+        key = f"peer {peer_name}"
+        yield Row(
+            path=path.name,
+            unit="ms",
+            ours=median["ours"],
+            peer_name=peer_name,
+            peer=median.get(key),
+            wanted=path.wanted.get(peer_name) if peer_name else None,
+            limit_name=path.limit_name,
+            limit=median["limit"],
+            extra_bytes=extra["ours"],
+            peer_extra_bytes=extra.get(key),
+        )
 
 
 def extra_memory(run: Run) -> int:
@@ -83,32 +128,12 @@ def _resident_growth(run: Run) -> int:
     return peak - before
 
 
-def table(title: str, measured: Mapping[str, Measured | None], *, ours: str, limit: str) -> Table:
-    """One line per path: milliseconds, how many times ours it takes, how many times the limit, extra memory."""
-    result = Table(title=title)
-    for column in ("", "median ms", "best ms", "x ours", "x limit", "extra MiB"):
-        result.add_column(column, justify="left" if not column else "right")
-    own, floor = measured[ours], measured[limit]
-    assert own is not None
-    assert floor is not None
-    for name, one in measured.items():
-        if one is None:
-            result.add_row(name, "not installed", "", "", "", "")
-        else:
-            result.add_row(
-                name,
-                f"{one.median * 1e3:.2f}",
-                f"{one.best * 1e3:.2f}",
-                f"{one.median / own.median:.1f}",
-                f"{one.median / floor.median:.1f}",
-                f"{one.extra_bytes / 2**20:.1f}",
-            )
-    return result
-
-
 def peer(module: str) -> Any | None:
-    """A module of a peer, None if the peer is not installed (the extra "bench" installs it)."""
+    """A module of a peer, None if the peer is not installed or its installation is broken, which is said."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
+        return None
+    except (ImportError, OSError, RuntimeError) as error:  # binary packages that do not fit each other
+        warnings.warn(f"{module} is installed but does not load: {error}", stacklevel=2)
         return None

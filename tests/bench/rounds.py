@@ -11,11 +11,10 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from deploy.brokers import Broker
 from deploy.demo.options import DemoOptions
@@ -34,6 +33,7 @@ from shared.transport.port import (
     TransportEvent,
 )
 from shared.transport.rabbitmq import RabbitMqTransport
+from tests.bench.measure import Row
 from tests.bench.workloads import Still
 from worker.training.plain import PlainTraining
 
@@ -41,31 +41,25 @@ WARM_UP = 10
 HOPS = 200
 
 
-def bench_rounds(broker: Broker, console: Console) -> None:
-    """Print the table."""
+def round_rows(broker: Broker) -> Iterator[Row]:
+    """The whole round and its parts, beside one hop through the broker."""
     hop_s = hop_time(broker.url)
     training_s = 4 * training_time()
     rounds = measure(broker)
-    table = Table(title="warm rounds: 8 clients, 2 processes, d = 10,000, milliseconds")
-    for name in ("", "median", "p90", "median / hops"):
-        table.add_column(name, justify="right")
     for name, label in (
-        ("seconds", "round"),
-        ("seconds_offers", "change entry to draw (log, training, offers)"),
-        ("seconds_sums", "draw to step (jobs, rosters, words)"),
-        ("seconds_log", "step to read-back"),
+        ("seconds", "warm round, 8 clients, d = 1e4"),
+        ("seconds_offers", "  change entry to draw (log, training, offers)"),
+        ("seconds_sums", "  draw to step (jobs, rosters, words)"),
+        ("seconds_log", "  step to read-back"),
     ):
-        add_row(table, label, [one[name] for one in rounds], hop_s)
-    add_row(table, "round above training", [one["seconds"] - training_s for one in rounds], hop_s)
-    console.print(table)
-    console.print(f"hop {hop_s * 1e3:.2f} ms; training of 4 seats in turn {training_s * 1e3:.2f} ms")
+        yield row(label, [one[name] for one in rounds], hop_s)
+    yield row("  all but training", [one["seconds"] - training_s for one in rounds], hop_s)
 
 
-def add_row(table: Table, label: str, seconds: list[float], hop_s: float) -> None:
-    """One line: median and 90th percentile."""
-    median = statistics.median(seconds)
-    p90 = statistics.quantiles(seconds, n=10)[-1]
-    table.add_row(label, f"{median * 1e3:.1f}", f"{p90 * 1e3:.1f}", f"{median / hop_s:.1f}")
+def row(label: str, seconds: list[float], hop_s: float) -> Row:
+    """One line: the median."""
+    limit_name = "one hop through a quorum queue"
+    return Row(path=label, unit="ms", ours=statistics.median(seconds) * 1e3, limit_name=limit_name, limit=hop_s * 1e3)
 
 
 def measure(broker: Broker, rounds: int = 100) -> list[dict[str, float]]:
