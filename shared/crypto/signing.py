@@ -39,9 +39,9 @@ class Purpose(StrEnum):
     DIRECTORY = "directory"
 
 
-def _signed_bytes(purpose: Purpose, message: bytes | memoryview) -> bytes:
+def _signed_bytes(purpose: Purpose, message: tuple[bytes | memoryview, ...]) -> bytes:
     # No purpose contains a NUL, so the prefix ends where the message begins, whatever the message holds.
-    return b"".join((_TAG, purpose.encode(), b"\0", message))
+    return b"".join((_TAG, purpose.encode(), b"\0", *message))
 
 
 class VerifyingKey:
@@ -60,7 +60,7 @@ class VerifyingKey:
         self.raw = raw
         self._key = Ed25519PublicKey.from_public_bytes(raw)
 
-    def verify(self, purpose: Purpose, signature: bytes, message: bytes | memoryview) -> None:
+    def verify(self, purpose: Purpose, signature: bytes, *message: bytes | memoryview) -> None:
         """Return if `signature` (64 bytes) was made by this key over `message` for `purpose`.
 
         Raises:
@@ -69,7 +69,7 @@ class VerifyingKey:
         try:
             self._key.verify(signature, _signed_bytes(purpose, message))
         except InvalidSignature:
-            detail = f"{purpose} of {len(message)} bytes does not verify with key {self.fingerprint}"
+            detail = f"{purpose} of {sum(map(len, message))} bytes does not verify with key {self.fingerprint}"
             raise RemoteProtocolError(RefusalReason.BAD_SIGNATURE, detail) from None
 
     @property
@@ -106,8 +106,8 @@ class SigningKey:
             raise ValueError(f"an Ed25519 seed has {KEY_BYTES} bytes, not {len(seed)}")
         return cls(Ed25519PrivateKey.from_private_bytes(seed))
 
-    def sign(self, purpose: Purpose, message: bytes | memoryview) -> bytes:
-        """Sign; 64 bytes. Deterministic: the same key, purpose and message give the same signature."""
+    def sign(self, purpose: Purpose, *message: bytes | memoryview) -> bytes:
+        """Sign a message, given whole or in pieces; 64 bytes. The same key, purpose and message give the same."""
         return self._key.sign(_signed_bytes(purpose, message))
 
     def to_pem(self, passphrase: bytes | None = None) -> bytes:
@@ -133,7 +133,7 @@ class VerificationCache:
         self._entries_max = entries_max
         self._verified: OrderedDict[bytes, None] = OrderedDict()
 
-    def verify(self, key: VerifyingKey, purpose: Purpose, signature: bytes, message: bytes | memoryview) -> None:
+    def verify(self, key: VerifyingKey, purpose: Purpose, signature: bytes, *message: bytes | memoryview) -> None:
         """Do what `VerifyingKey.verify` does, or nothing if exactly this was verified before.
 
         Raises:
@@ -144,12 +144,13 @@ class VerificationCache:
             raise RemoteProtocolError(RefusalReason.BAD_SIGNATURE, detail)
         # Key and signature have fixed sizes and the purpose ends with a NUL: two different calls never hash the same.
         digest = hashlib.sha256(b"".join((key.raw, signature, purpose.encode(), b"\0")))
-        digest.update(message)
+        for piece in message:
+            digest.update(piece)
         name = digest.digest()
         if name in self._verified:
             self._verified.move_to_end(name)
             return
-        key.verify(purpose, signature, message)
+        key.verify(purpose, signature, *message)
         self._verified[name] = None
         if len(self._verified) > self._entries_max:
             self._verified.popitem(last=False)

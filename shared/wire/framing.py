@@ -77,7 +77,7 @@ def seal(message: Message, *, sender: str, federation: UUID, key: SigningKey) ->
     name = sender.encode()
     payload: bytes = msgpack.packb(message.model_dump(), use_bin_type=True)
     context = _context(message.kind, name, federation)
-    signature = key.sign(Purpose.MESSAGE, context + payload)
+    signature = key.sign(Purpose.MESSAGE, context, payload)
     header = _HEADER.pack(MAGIC, WIRE_VERSION, message.kind, len(name))
     frame = b"".join((header, name, signature, payload))
     if len(frame) > FRAME_BYTES_MAX:
@@ -108,8 +108,8 @@ class Opener:
         message_type, sender, body_at = _parse_header(frame)
         payload = memoryview(frame)[body_at + _SIGNATURE_BYTES :]
         key = self.key_of(message_type.signed_by, sender)
-        signed = b"".join((_context(message_type.kind, sender.encode(), self.federation), payload))
-        self.cache.verify(key, Purpose.MESSAGE, frame[body_at : body_at + _SIGNATURE_BYTES], signed)
+        context = _context(message_type.kind, sender.encode(), self.federation)
+        self.cache.verify(key, Purpose.MESSAGE, frame[body_at : body_at + _SIGNATURE_BYTES], context, payload)
         return Opened(_decode(message_type, payload), sender, frame)
 
 

@@ -142,20 +142,20 @@ class Channel:
 class NoKey:
     """Signs with zeros, and verifies anything."""
 
-    def sign(self, purpose: object, message: bytes) -> bytes:
+    def sign(self, purpose: object, *message: bytes) -> bytes:
         """64 zeros."""
         return bytes(64)
 
-    def verify(self, key: object, purpose: object, signature: bytes, message: bytes) -> None:
+    def verify(self, key: object, purpose: object, signature: bytes, *message: bytes) -> None:
         """Always."""
 
 
 class EveryTime:
     """A cache that remembers nothing, so that each message costs its verification."""
 
-    def verify(self, key: SigningKey, purpose: Any, signature: bytes, message: bytes) -> None:
+    def verify(self, key: SigningKey, purpose: Any, signature: bytes, *message: bytes) -> None:
         """Verify again."""
-        VerificationCache(1).verify(key.public, purpose, signature, message)
+        VerificationCache(1).verify(key.public, purpose, signature, *message)
 
 
 UNSIGNED = Channel(NoKey(), NoKey())
