@@ -17,7 +17,15 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "shared/docs/workloads.md").read_text(encoding="utf-8")
 PACKAGES = ("coordinator", "deploy", "shared", "worker")
+FEDERATES = """
+import json, adapters
+from shared.codec.flatten import layout_of
+model = adapters.Adapters().model()
+names = layout_of(model).names
+print(json.dumps({"names": names, "all": sum(p.numel() for p in model.parameters())}))
+"""
 WHERE = "import importlib.util as u; print(*(u.find_spec(name).origin for name in {!r}), sep='\\n')"
 
 
@@ -61,17 +69,19 @@ def commands(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return commands
 
 
-def trained(commands: Path, folder: Path, module: str, attribute: str, rounds: int) -> dict[str, Any]:
+def trained(commands: Path, folder: Path, module: str, attribute: str, *options: str) -> dict[str, Any]:
     """The report of a simulation with the page's example that defines `attribute`, run in an empty folder."""
-    page = (ROOT / "shared/docs/workloads.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     (example,) = [block for block in blocks if f"class {attribute}:" in block]
     (folder / f"{module}.py").write_text(example, encoding="utf-8")
     origins = run(commands / "python", "-c", WHERE.format(PACKAGES), cwd=folder).split()
     assert [Path(origin).is_relative_to(commands.parent) for origin in origins] == [True] * len(PACKAGES)
 
-    options = ("--clients", "8", "--rounds", str(rounds), "--report", "report.json")
-    run(commands / "comitia", "simulate", "--workload", f"{module}:{attribute}", *options, cwd=folder)
+    run(
+        *(commands / "comitia", "simulate", "--workload", f"{module}:{attribute}", "--clients", "8"),
+        *("--rounds", "15", "--report", "report.json", *options),
+        cwd=folder,
+    )
     report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return report
 
@@ -85,6 +95,18 @@ def test_the_wheel_holds_all_that_the_packages_do(wheel: Path) -> None:
 
 
 def test_the_example_learns_from_an_empty_folder(commands: Path, tmp_path: Path) -> None:
-    report = trained(commands, tmp_path, "ward", "Ward", rounds=15)
+    report = trained(commands, tmp_path, "ward", "Ward")
 
+    assert report["rounds"][-1]["accuracy"] >= 0.8
+
+
+def test_adapters_alone_federate_and_learn(commands: Path, tmp_path: Path) -> None:
+    report = trained(commands, tmp_path, "adapters", "Adapters", "--density", "1")
+    model = json.loads(run(commands / "python", "-c", FEDERATES, cwd=tmp_path))
+
+    assert {name.rpartition(".")[2] for name in model["names"]} == {"up", "down"}
+    assert report["plan"]["dimension"] == 3400 < model["all"] / 5
+    assert f"{report['plan']['dimension']:,} of {model['all']:,} parameters" in PAGE
+    # The values of an update are 16-bit words; signatures and names come on top.
+    assert report["rounds"][-1]["bytes_up"] < 8 * 2 * model["all"] / 4
     assert report["rounds"][-1]["accuracy"] >= 0.8

@@ -19,8 +19,8 @@ PAGE = (Path(__file__).parents[2] / "shared/docs/workloads.md").read_text(encodi
 
 @pytest.fixture
 def ward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The page's example as the only file of the current directory."""
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    """The page's first example as the only file of the current directory."""
+    example = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[0]
     (tmp_path / "ward.py").write_text(example, encoding="utf-8")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
