@@ -29,6 +29,7 @@ from worker.settings import WorkerSettings
 from worker.state import ClientState
 from worker.storage import DirectoryStorage
 from worker.trainer import Deliver, Trained, Trainer, TrainingThread
+from worker.training.device import training_device
 from worker.update import Encode, prepare_words
 
 WAKE_MAX_S = 1.0
@@ -52,6 +53,7 @@ def run_worker(
     Raises:
         ComitiaError: whatever keeps a worker from working; each names its remedy.
     """
+    training_device(settings.device)
     torch.set_num_threads(settings.torch_threads)
     folder = settings.federation_dir
     directory = load_directory(folder / DIRECTORY_FILE, load_verifying_key(folder / ENROLMENT_PUBLIC_FILE))
@@ -148,8 +150,13 @@ def workload_of(settings: WorkerSettings, plan: Plan) -> Workload:
 
 
 def make_trainer(settings: WorkerSettings, plan: Plan, workload: Workload) -> Trainer:
-    """A trainer on this worker's data."""
-    return Trainer(workload, plan, lambda client: data_path(settings, client), settings.seed)
+    """A trainer on this worker's data and device.
+
+    Raises:
+        ComitiaError: the device is not there, or the plan's optimizer or the model cannot be made.
+    """
+    device = training_device(settings.device)
+    return Trainer(workload, plan, lambda client: data_path(settings, client), settings.seed, device)
 
 
 def data_path(settings: WorkerSettings, client: str) -> Path | None:

@@ -28,6 +28,9 @@ class WorkerSettings(ProcessSettings):
     workload: Annotated[
         str, Field(description="The workload that this worker agrees to run; the plan must name the same.")
     ] = "digits"
+    device: Annotated[
+        str, Field(description="Where torch trains: cpu, cuda, cuda:N or mps; refused at start if it is not there.")
+    ] = "cpu"
     torch_threads: Annotated[int, Field(ge=1, description="Threads of torch for training.")] = 1
     drain_s: Annotated[
         float, Field(ge=0, le=600, description="After SIGTERM, how long to wait for a group in progress (seconds).")

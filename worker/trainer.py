@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from shared.codec.validation import slot_values
@@ -18,6 +19,7 @@ from shared.errors import ComitiaError
 from shared.plan import Plan
 from shared.workloads.port import TrainingRecipe, Workload
 from worker.events import Train, TrainingFailed, TrainingFinished
+from worker.training.device import CPU
 from worker.training.plain import PlainTraining, TrainingStopped
 from worker.training.validation import Records, measure, split_records
 
@@ -46,7 +48,12 @@ class Trainer:
     """Trains one client after the other on one model object. Not thread-safe: one run at a time."""
 
     def __init__(
-        self, workload: Workload, plan: Plan, data_path: Callable[[str], Path | None], seed: int | None
+        self,
+        workload: Workload,
+        plan: Plan,
+        data_path: Callable[[str], Path | None],
+        seed: int | None,
+        device: torch.device = CPU,
     ) -> None:
         """
         Args:
@@ -54,6 +61,7 @@ class Trainer:
             plan: says how to train.
             data_path: where a client keeps its data, None if the workload knows.
             seed: makes runs repeatable; None draws from the operating system.
+            device: where to train.
 
         Raises:
             WorkloadError: the plan's optimizer does not exist, or the model cannot be made.
@@ -66,8 +74,8 @@ class Trainer:
             local_epochs=training.local_epochs,
         )
         self._workload = workload
-        self._training = PlainTraining(workload.loss, recipe, training.proximal_mu)
-        self._model: nn.Module = workload.model()
+        self._training = PlainTraining(workload.loss, recipe, training.proximal_mu, device=device)
+        self._model: nn.Module = workload.model().to(device)
         self._data_path = data_path
         self._records: dict[str, Records] = {}
         self._plan = plan

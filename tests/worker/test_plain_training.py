@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -159,6 +161,22 @@ def test_one_model_serves_several_clients_without_a_trace() -> None:
     assert np.array_equal(first, again)
     assert model[1].running_mean.eq(0).all()
     assert not model.training
+
+
+def test_model_and_batches_meet_on_the_device() -> None:
+    seen: set[str] = set()
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.update((outputs.device.type, targets.device.type))
+        return torch.tensor(math.nan)
+
+    # The meta device is the only second one that every machine has: it computes shapes and no values.
+    model = nn.Sequential(nn.Linear(1, 2), nn.Dropout(0.5), nn.Linear(2, 1)).to("meta")
+    trainer = PlainTraining(loss, TrainingRecipe(), device=torch.device("meta"))
+    with pytest.raises(WorkloadError, match="loss became nan"):
+        trainer.train(model, line_data(), np.zeros(7, np.float32), seed=0)
+
+    assert seen == {"meta"}
 
 
 def test_frozen_parameters_stay() -> None:

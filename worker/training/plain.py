@@ -20,6 +20,7 @@ from shared.errors import ComitiaError, WorkloadError
 from shared.workloads.batches import batches, example_count
 from shared.workloads.optimizers import optimizer_factory
 from shared.workloads.port import Examples, TrainingRecipe
+from worker.training.device import CPU, seeded_draws
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Anchored = tuple[nn.Parameter, torch.Tensor]
@@ -47,6 +48,7 @@ class PlainTraining:
         recipe: optimizer, batch size, epochs.
         proximal_mu: mu >= 0 of the proximal term mu/2 · ||w - w_global||², whose gradient is added to the loss's;
             metrics are of the loss alone. 0 leaves the term out.
+        device: where the models lie that are trained; batches are taken there.
 
     Raises:
         WorkloadError: the recipe names an optimizer or option that torch does not have.
@@ -54,10 +56,18 @@ class PlainTraining:
     Reference: Li et al., Federated Optimization in Heterogeneous Networks (2020), algorithm 2.
     """
 
-    def __init__(self, loss: Loss, recipe: TrainingRecipe, proximal_mu: float = 0.0) -> None:
+    def __init__(
+        self,
+        loss: Loss,
+        recipe: TrainingRecipe,
+        proximal_mu: float = 0.0,
+        *,
+        device: torch.device = CPU,
+    ) -> None:
         self._loss = loss
         self._recipe = recipe
         self._proximal_mu = proximal_mu
+        self._device = device
         self._build = optimizer_factory(recipe.optimizer, recipe.options, field="optimizer", error=WorkloadError)
 
     def train(
@@ -89,8 +99,7 @@ class PlainTraining:
         was_training = model.training
         model.train()
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)
+            with seeded_draws(self._device, seed):
                 loss = self._run(model, dataset, seed, should_stop)
         finally:
             model.train(was_training)
@@ -113,7 +122,8 @@ class PlainTraining:
             for features, targets in batches(dataset, self._recipe.batch_size, generator):
                 if should_stop():
                     raise TrainingStopped("training was stopped between two batches")
-                losses.append(self._step(model, optimizer, anchored, features, targets))
+                there = features.to(self._device), targets.to(self._device)
+                losses.append(self._step(model, optimizer, anchored, *there))
                 sizes.append(len(targets))
             mean_loss = math.fsum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
         return mean_loss
