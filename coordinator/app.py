@@ -42,13 +42,14 @@ def run_coordinator(settings: CoordinatorSettings) -> None:
         )
     workload = load_workload(settings.workload, settings.workload_options)
     plan = plan_of(settings, directory, workload)
-    evaluator, files = Evaluator(workload), ModelFiles(settings.output_dir, workload)
+    evaluator = Evaluator(workload, plan.float_buffers)
+    files = ModelFiles(settings.output_dir, workload, plan.float_buffers)
     inbox: Inbox[TransportEvent | EvaluationFinished] = Inbox()
     output = EvaluationThread(evaluator, files, lambda finished: inbox.put([finished]))
     with StopSignal() as stop:
         transport = RabbitMqTransport(settings.broker, inbox.put, name=f"{plan.federation}-coordinator")
         try:
-            weights = first_weights(settings.initial_weights, workload)
+            weights = first_weights(settings.initial_weights, workload, plan.float_buffers)
             session = secrets.token_bytes(16)
             service = CoordinatorService(
                 plan,

@@ -22,12 +22,17 @@ from shared.workloads.port import Workload
 class Evaluator:
     """Measures weights on a workload's held-out data. Not thread-safe."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, float_buffers: bool = False) -> None:
         """
+        Args:
+            workload: model and held-out data.
+            float_buffers: the model's float buffers are part of the weights.
+
         Raises:
             WorkloadError: the held-out data are empty.
         """
         self._workload = workload
+        self._float_buffers = float_buffers
         self._data = workload.evaluation_data()
         self._model = workload.model()
         if self._data is not None and example_count(self._data) == 0:
@@ -37,7 +42,7 @@ class Evaluator:
         """Loss and metrics, means over all held-out records; None if only clients have data."""
         if self._data is None:
             return None
-        write_weights(self._model, weights)
+        write_weights(self._model, weights, float_buffers=self._float_buffers)
         metrics = evaluate(self._workload, self._model, self._data)
         return Evaluation(version=version, loss=metrics.pop("loss"), metrics=metrics)
 
@@ -61,13 +66,14 @@ def save_model(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> Non
 class ModelFiles:
     """Writes models as safetensors files; each replaces its predecessor in one step."""
 
-    def __init__(self, directory: Path, workload: Workload) -> None:
+    def __init__(self, directory: Path, workload: Workload, float_buffers: bool = False) -> None:
         self._directory = directory
+        self._float_buffers = float_buffers
         self._model = workload.model()
 
     def write(self, order: KeepModel) -> Path:
         """Write `<name>.safetensors`: all parameters and buffers of the model at these weights."""
-        write_weights(self._model, order.weights)
+        write_weights(self._model, order.weights, float_buffers=self._float_buffers)
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"{order.name}.safetensors"
         save_model(self._model, path, {"model_version": str(order.version)})

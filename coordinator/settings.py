@@ -44,6 +44,10 @@ class CoordinatorSettings(ProcessSettings):
         Path | None,
         Field(description="Parameters (safetensors) that a new federation starts from; the workload's own if not set."),
     ] = None
+    float_buffers: Annotated[
+        bool,
+        Field(description="Float buffers, such as BatchNorm's running statistics, federate too; needs dense updates."),
+    ] = False
     group_size: Annotated[int, Field(ge=1, description="Clients per group (g).")] = 1
     weight_records_max: Annotated[
         int, Field(ge=1, description="Records that count as weight 1 (n_max); more count no more.")
@@ -79,7 +83,7 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         SettingsError: the initial weights do not fit the workload's model.
         WorkloadError: the workload's model cannot be federated.
     """
-    recipe, layout = workload.recipe, layout_of(workload.model())
+    recipe, layout = workload.recipe, layout_of(workload.model(), settings.float_buffers)
     training = TrainingPlan(
         optimizer=OptimizerChoice(name=recipe.optimizer, options=dict(recipe.options)),
         batch_size=recipe.batch_size,
@@ -102,7 +106,8 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         workload_options=settings.workload_options,
         layout_digest=layout.digest().hex(),
         dimension=layout.dimension,
-        initial_weights_sha256=_initial_digest(settings.initial_weights, workload),
+        float_buffers=settings.float_buffers,
+        initial_weights_sha256=_initial_digest(settings, workload),
         group_size=settings.group_size,
         weight_records_max=settings.weight_records_max,
         metric_bounds={
@@ -132,9 +137,10 @@ def _watching(settings: CoordinatorSettings, workload: Workload) -> SteeringPlan
     return steering.model_copy(update={"watch": "clients"})
 
 
-def _initial_digest(path: Path | None, workload: Workload) -> str | None:
+def _initial_digest(settings: CoordinatorSettings, workload: Workload) -> str | None:
     """What keeps a federation from being continued with other initial weights than it was founded with.
 
     A workload's own initial weights may differ from call to call, so they have no part in the plan.
     """
-    return None if path is None else weights_digest(first_weights(path, workload)).hex()
+    path = settings.initial_weights
+    return None if path is None else weights_digest(first_weights(path, workload, settings.float_buffers)).hex()

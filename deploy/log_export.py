@@ -139,7 +139,7 @@ def agreed_workload(plan: Plan, reference: str) -> Workload:
             f"workload: the plan's is {plan.workload!r}, not {reference!r}; give --workload {plan.workload}"
         )
     workload = load_workload(plan.workload, plan.workload_options)
-    if layout_of(workload.model()).digest().hex() != plan.layout_digest:
+    if layout_of(workload.model(), plan.float_buffers).digest().hex() != plan.layout_digest:
         raise PlanError(f"workload: the model of {plan.workload!r} has other parameters here than in the plan")
     return workload
 
@@ -152,8 +152,8 @@ def write_export(found: LoggedModel, workload: Workload, out: Path) -> tuple[Pat
     """
     out.mkdir(parents=True, exist_ok=True)
     model = workload.model()
-    write_weights(model, found.weights)
     plan, chain = found.plan, found.chain
+    write_weights(model, found.weights, float_buffers=plan.float_buffers)
     metadata = {
         "federation": plan.federation,
         "federation_id": str(plan.federation_id),

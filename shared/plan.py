@@ -153,7 +153,8 @@ class Plan(_Part):
 
     `weight_records_max` (n_max) is the number of records that counts as weight 1; `metric_bounds` names the metrics
     that ride in the summed vector and the largest value each may take. `initial_weights_sha256` is set if version 0
-    came from a file and not from the workload.
+    came from a file and not from the workload. With `float_buffers` the model's float buffers follow its
+    parameters in the vector of d values.
     """
 
     protocol_version: Literal[1] = 1
@@ -163,6 +164,7 @@ class Plan(_Part):
     workload_options: dict[str, JsonValue] = Field(default_factory=dict)
     layout_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     dimension: Annotated[int, Field(ge=1, lt=1 << 32)]
+    float_buffers: bool = False
     initial_weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     group_size: Annotated[int, Field(ge=1)] = 1
     weight_records_max: Annotated[int, Field(ge=1)]
@@ -307,6 +309,22 @@ def _canonical(fields: dict[str, JsonValue]) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
+def _buffer_refusals(plan: Plan) -> Iterator[str]:
+    """A running statistic may only move toward the clients' own: a variance that is carried beyond becomes negative."""
+    if plan.codec.selection != "dense":
+        yield (
+            "float_buffers: sparse updates are scaled up, which carries running statistics beyond what any client has; "
+            "use codec.selection='dense' with density 1, or leave float_buffers off"
+        )
+    optimizer = plan.aggregation.server_optimizer
+    rate = optimizer.options.get("lr", 1.0)
+    if optimizer.name != "SGD" or set(optimizer.options) - {"lr"} or not isinstance(rate, (int, float)) or rate > 1:
+        yield (
+            f"float_buffers: the server optimizer {optimizer.name} with {optimizer.options} does not average running "
+            "statistics; use 'fedavg' (SGD, lr 1 or less, nothing else), or leave float_buffers off"
+        )
+
+
 def _refusals(plan: Plan) -> Iterator[str]:
     aggregation, codec, rounds = plan.aggregation, plan.codec, plan.round
     if plan.group_size != 1:
@@ -318,6 +336,8 @@ def _refusals(plan: Plan) -> Iterator[str]:
             f"2·trim >= quorum (aggregation.trim={aggregation.trim}, quorum={aggregation.quorum}): "
             "trimming would leave nothing; lower trim or raise quorum"
         )
+    if plan.float_buffers:
+        yield from _buffer_refusals(plan)
     if codec.selection == "dense" and codec.density != 1:
         yield f"codec.density={codec.density} has no effect with selection 'dense'; set it to 1"
     if codec.bits is not None and codec.bits < choose_bits(plan.coordinate_count, plan.members_max):

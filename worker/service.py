@@ -349,5 +349,5 @@ def check_layout(workload: Workload, plan: Plan) -> None:
     Raises:
         PlanError: this worker's model has other parameters than the plan's.
     """
-    if layout_of(workload.model()).digest().hex() != plan.layout_digest:
+    if layout_of(workload.model(), plan.float_buffers).digest().hex() != plan.layout_digest:
         raise PlanError(f"the model of {plan.workload!r} has other parameters here than in the plan")

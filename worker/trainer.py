@@ -74,7 +74,9 @@ class Trainer:
             local_epochs=training.local_epochs,
         )
         self._workload = workload
-        self._training = PlainTraining(workload.loss, recipe, training.proximal_mu, device=device)
+        self._training = PlainTraining(
+            workload.loss, recipe, training.proximal_mu, float_buffers=plan.float_buffers, device=device
+        )
         self._model: nn.Module = workload.model().to(device)
         self._data_path = data_path
         self._records: dict[str, Records] = {}

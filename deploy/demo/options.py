@@ -82,6 +82,9 @@ class DemoOptions:
     drop_at: Annotated[
         str | None, Option(help="Where they are: training, offer or words.", show_default="one after the other")
     ] = None
+    float_buffers: Annotated[
+        bool, Option(help="Float buffers, such as BatchNorm's statistics, federate too; needs density 1.")
+    ] = False
     seed: Annotated[int, Option(help="Of the partition, the initial weights, training and rounding.")] = 0
     initial_weights: Annotated[
         Path | None, Option(help="Parameters (safetensors) to start from.", show_default="the workload's own")
@@ -184,6 +187,7 @@ class DemoOptions:
             },
             "EVALUATION": {"client_share": self.validation},
             "STEERING": self._steering(),
+            "FLOAT_BUFFERS": self.float_buffers,
             "WORKLOAD_OPTIONS": self.workload_options,
         }
         variables = {f"COMITIA_{name}": json.dumps(section) for name, section in sections.items()}

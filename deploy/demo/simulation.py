@@ -141,8 +141,8 @@ class Simulation:
             keys.directory,
             load_signing_key(keys.coordinator_key_file),
             MemoryTransport(self._broker, inbox.put, name="coordinator"),
-            first_weights(settings.initial_weights, workload),
-            InlineOutput(Evaluator(workload), None, lambda finished: inbox.put([finished])),
+            first_weights(settings.initial_weights, workload, plan.float_buffers),
+            InlineOutput(Evaluator(workload, plan.float_buffers), None, lambda finished: inbox.put([finished])),
             session=secrets.token_bytes(16),
             telemetry=Telemetry(self._hear, process="coordinator"),
         )

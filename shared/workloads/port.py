@@ -66,7 +66,7 @@ class Workload(Protocol):
         """How clients train unless the plan says otherwise."""
 
     def model(self) -> nn.Module:
-        """Build the model with its initial weights. What requires a gradient federates."""
+        """Build the model with its initial weights, on the CPU. What requires a gradient federates."""
 
     def client_data(self, client: str, path: Path | None) -> Examples:
         """Return the training data of one client.

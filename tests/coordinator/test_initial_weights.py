@@ -53,10 +53,21 @@ def test_what_was_exported_can_be_started_from(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first_weights(tmp_path / "start.safetensors", Wide()), read_weights(model))
 
 
+def test_buffers_are_read_where_they_federate(tmp_path: Path) -> None:
+    model = Wide().model()
+    model.state_dict()["2.running_mean"].add_(1.0)
+    save_model(model, tmp_path / "start.safetensors", {})
+
+    weights = first_weights(tmp_path / "start.safetensors", Wide(), float_buffers=True)
+
+    np.testing.assert_array_equal(weights, read_weights(model, float_buffers=True))
+    assert weights[-4:].tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"bias": None}, "the model's parameter 'bias' is not in the file"),
+        ({"bias": None}, "the model's 'bias' is not in the file"),
         ({"weight": torch.ones(3, 1)}, r"'weight' has the shape \(3, 1\) in the file, \(1, 3\) in the model"),
         ({"bias": torch.ones(1, dtype=torch.float64)}, "'bias' is F64 in the file, float32 in the model"),
         ({"extra": torch.ones(1)}, "the model has no parameter or buffer 'extra'"),

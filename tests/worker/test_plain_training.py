@@ -163,6 +163,25 @@ def test_one_model_serves_several_clients_without_a_trace() -> None:
     assert not model.training
 
 
+def test_running_statistics_are_part_of_the_update_on_request() -> None:
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1)), line_data()
+    weights = read_weights(model, float_buffers=True)
+    x = data.tensors[0]
+    recipe = TrainingRecipe(options={"lr": 0.1}, batch_size=10, local_epochs=1)
+    trainer = PlainTraining(nn.functional.mse_loss, recipe, float_buffers=True)
+
+    first = trainer.train(model, data, weights, seed=1)
+    trainer.train(model, line_data(20), weights, seed=2)
+    again = trainer.train(model, data, weights, seed=1)
+
+    # One batch moves a running statistic a tenth of the way; torch takes the unbiased variance.
+    assert first.update[-2:] == pytest.approx([0.1 * float(x.mean()), 0.1 * (float(x.var()) - 1.0)], abs=1e-6)
+    assert np.array_equal(first.update, again.update)
+    assert first.update[:-2] == pytest.approx(training(batch_size=10).train(model, data, weights[:-2], 1).update)
+    assert model[0].num_batches_tracked == 0
+
+
 def test_model_and_batches_meet_on_the_device() -> None:
     seen: set[str] = set()
 

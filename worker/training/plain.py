@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from shared.codec.flatten import FloatVector, read_weights, write_weights
+from shared.codec.flatten import FloatVector, federated_buffers, read_weights, write_weights
 from shared.errors import ComitiaError, WorkloadError
 from shared.workloads.batches import batches, example_count
 from shared.workloads.optimizers import optimizer_factory
@@ -48,6 +48,7 @@ class PlainTraining:
         recipe: optimizer, batch size, epochs.
         proximal_mu: mu >= 0 of the proximal term mu/2 · ||w - w_global||², whose gradient is added to the loss's;
             metrics are of the loss alone. 0 leaves the term out.
+        float_buffers: the model's float buffers are part of weights and update (`shared.codec.flatten.layout_of`).
         device: where the models lie that are trained; batches are taken there.
 
     Raises:
@@ -62,11 +63,13 @@ class PlainTraining:
         recipe: TrainingRecipe,
         proximal_mu: float = 0.0,
         *,
+        float_buffers: bool = False,
         device: torch.device = CPU,
     ) -> None:
         self._loss = loss
         self._recipe = recipe
         self._proximal_mu = proximal_mu
+        self._float_buffers = float_buffers
         self._device = device
         self._build = optimizer_factory(recipe.optimizer, recipe.options, field="optimizer", error=WorkloadError)
 
@@ -81,8 +84,8 @@ class PlainTraining:
         """Train `model` from `weights` and return the difference.
 
         Args:
-            model: overwritten with `weights` first; holds the trained weights afterwards. Its buffers are restored,
-                so one model may serve several clients in turn.
+            model: overwritten with `weights` first; holds the trained weights afterwards. Buffers that do not federate
+                are restored, so one model may serve several clients in turn.
             weights: (d,) float32, read only.
             seed: decides the order of examples and what the model itself draws, such as dropout.
             should_stop: asked before every batch.
@@ -94,8 +97,9 @@ class PlainTraining:
         count = example_count(dataset)
         if count == 0:
             raise WorkloadError("workload: this client has no examples to train on")
-        write_weights(model, weights)
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        write_weights(model, weights, float_buffers=self._float_buffers)
+        federated = {name for name, _ in federated_buffers(model)} if self._float_buffers else set()
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if name not in federated}
         was_training = model.training
         model.train()
         try:
@@ -105,8 +109,9 @@ class PlainTraining:
             model.train(was_training)
             with torch.no_grad():
                 for name, buffer in model.named_buffers():
-                    buffer.copy_(buffers[name])
-        update = read_weights(model)
+                    if name in buffers:
+                        buffer.copy_(buffers[name])
+        update = read_weights(model, float_buffers=self._float_buffers)
         np.subtract(update, weights, out=update)
         return TrainingOutcome(update=update, num_examples=count, metrics={"loss": loss})
 
