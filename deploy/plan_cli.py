@@ -86,7 +86,7 @@ def _rows(made: Plan, run: DryRun) -> list[tuple[str, str]]:
     return [
         ("federation", made.federation),
         ("clients", f"{run.clients}{drawn}; a draw needs {run.min_offers} offers"),
-        ("model", f"{made.workload}: {run.dimension} trainable values, {size_text(run.dense_bytes_up)}"),
+        ("model", f"{made.workload}: {run.dimension} values federate, {size_text(run.dense_bytes_up)}"),
         ("update", f"{run.values_per_update} values of {run.bits} bits, clipped to a norm of {run.clipping_norm:.3g}"),
         ("evaluation", _evaluation(made, run)),
         (

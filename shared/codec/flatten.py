@@ -91,7 +91,7 @@ def layout_of(model: nn.Module, float_buffers: bool = False) -> Layout:
         dtypes=tuple(_dtype_name(tensor) for _, tensor in named),
     )
     if not 0 < layout.dimension <= _DIMENSION_MAX:
-        raise WorkloadError(f"workload: the model has {layout.dimension} trainable values; 1 to 2**32 - 1 can federate")
+        raise WorkloadError(f"workload: the model has {layout.dimension} values to federate; 1 to 2**32 - 1 can")
     return layout
 
 

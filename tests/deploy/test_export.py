@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from coordinator.output import save_model
 from deploy.cli import app
 from deploy.federation_keys import load_keys, make_federation_keys
 from deploy.log_export import LoggedModel, NoModel, agreed_workload, read_model, write_export
+from shared.codec.flatten import layout_of
 from shared.crypto.signing import load_signing_key
 from shared.errors import PlanError
 from shared.inbox import Inbox
@@ -162,6 +164,31 @@ def test_the_files_hold_the_model_the_plan_and_where_they_come_from(hub: Hub, tm
             "log_head": hub.book.chain.head.hex(),
         }
     assert make_plan(**json.loads(plan.read_text())) == hub.book.plan
+
+
+class Normalized(TinyWorkload):
+    """A model with running statistics."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(super().model(), nn.BatchNorm1d(1))
+
+
+def test_buffers_that_federated_are_read_from_the_log(hub: Hub, tmp_path: Path) -> None:
+    hub.publish(*hub.book.stream)
+    reference = f"{__name__}:Normalized"
+    layout = layout_of(Normalized().model(), float_buffers=True)
+    codec = {"selection": "dense", "density": 1.0}
+    digest = layout.digest().hex()
+    plan = tiny_plan(layout.dimension, workload=reference, layout_digest=digest, codec=codec, float_buffers=True)
+    with pytest.raises(PlanError, match="other parameters"):
+        agreed_workload(plan.model_copy(update={"float_buffers": False}), reference)
+
+    found = replace(hub.read(), plan=plan, weights=np.arange(8, dtype=np.float32))
+    stored = load_file(write_export(found, agreed_workload(plan, reference), tmp_path / "out")[0])
+
+    assert stored["1.bias"].tolist() == [5.0]
+    assert stored["1.running_mean"].tolist() == [6.0]
+    assert stored["1.running_var"].tolist() == [7.0]
 
 
 def test_buffers_and_tied_parameters_are_in_the_file(tmp_path: Path) -> None:

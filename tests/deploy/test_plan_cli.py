@@ -46,7 +46,7 @@ def figures(*arguments: object) -> dict[str, Any]:
 def test_without_keys_a_number_of_clients_is_enough() -> None:
     text = run("--check", "--clients", 20)
 
-    for expected in ("4 trainable values", "20 of 1 or more members; 12 sums make a step", "100.0% with 2 attackers"):
+    for expected in ("4 values federate", "20 of 1 or more members; 12 sums make a step", "100.0% with 2 attackers"):
         assert expected in text
     with pytest.raises(SettingsError, match="give --clients N"):
         run("--check")
