@@ -61,7 +61,7 @@ def commands(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = tmp_path_factory.mktemp("environment") / "venv"
     venv.create(environment, with_pip=False, symlinks=True)
     paths = sysconfig.get_paths(vars={"base": str(environment), "platbase": str(environment)})
-    installed = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    installed = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
     (Path(paths["purelib"]) / "dependencies.pth").write_text("\n".join(installed) + "\n", encoding="utf-8")
     commands = Path(paths["scripts"])
     options = ("--quiet", "--no-deps", "--no-index", "--force-reinstall")
