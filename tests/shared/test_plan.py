@@ -177,7 +177,12 @@ def test_equal_plans_have_equal_bytes_in_whatever_order_they_were_written() -> N
 
 
 def test_every_field_is_part_of_the_digest() -> None:
-    plan = tiny_plan(evaluation={"client_share": 0.2}, metric_bounds=validation_slots({"loss": 2.0}))
+    plan = tiny_plan(
+        codec={"selection": "dense", "density": 1.0},
+        aggregation={"rule": "trimmed-mean", "trim": 0},
+        evaluation={"client_share": 0.2},
+        metric_bounds=validation_slots({"loss": 2.0}),
+    )
     fields = plan.model_dump(mode="json")
     changes: dict[str, Any] = {
         "federation": "other",
