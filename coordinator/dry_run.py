@@ -52,6 +52,13 @@ TRAINING_MODELS = 4
 """In the one training thread: the weights it began with, the model, its gradient, the update."""
 
 
+RESTRICTED_REACH_MAX = 4.0
+"""r * lr * local steps: all local steps go along the same few coordinates, and the server multiplies them by r.
+
+On digits (12 clients, Dirichlet 0.5, full batches) 4 learned steadily, 4.8 swung by 10 points, and 8 diverged.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
     """The figures of one plan. Bytes are those of messages, without AMQP and TCP; durations are seconds.
@@ -59,7 +66,8 @@ class DryRun:
     `update_bytes_up` is all that one client sends for one counted update: offer and words. `run_bytes_log` leaves out
     draws, which are small. `validation_slots` of an update's words say what the client measured of the model it
     received; one with fewer than `validation_records_min` records measures nothing. `attack_odds` says, by the number
-    of attackers, how likely more than `trim` groups are attacked.
+    of attackers, how likely more than `trim` groups are attacked. `warnings` are sentences about what will hardly
+    work.
     """
 
     clients: int
@@ -90,6 +98,7 @@ class DryRun:
     group_step_s: float
     sums_deadline_s: float
     client_silent_s: float
+    warnings: tuple[str, ...]
 
 
 def foresee(plan: Plan, clients: int) -> DryRun:
@@ -148,6 +157,23 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         group_step_s=plan.round.group_step_s,
         sums_deadline_s=plan.round.sums_deadline_s,
         client_silent_s=SILENT_INTERVALS * plan.round.status_interval_s,
+        warnings=_warnings(plan),
+    )
+
+
+def _warnings(plan: Plan) -> tuple[str, ...]:
+    training = plan.training
+    rate = training.optimizer.options.get("lr")
+    if plan.codec.selection != "restricted" or training.optimizer.name != "SGD" or not isinstance(rate, int | float):
+        return ()
+    steps = training.local_epochs * math.ceil(plan.weight_records_max / training.batch_size)
+    reach = plan.rescale * rate * steps
+    if reach <= RESTRICTED_REACH_MAX:
+        return ()
+    return (
+        f"restricted: rescale {plan.rescale:g} times lr {rate:g} times {steps} steps (at {plan.weight_records_max} "
+        f"records) is {reach:.3g}, above {RESTRICTED_REACH_MAX:g}: training may diverge; take a lower lr, fewer local "
+        "steps or a higher density",
     )
 
 

@@ -77,6 +77,8 @@ def _show(console: Console, made: Plan, run: DryRun) -> None:
     for name, text in _rows(made, run):
         table.add_row(name, text)
     console.print(table, highlight=False)
+    for warning in run.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def _rows(made: Plan, run: DryRun) -> list[tuple[str, str]]:

@@ -74,11 +74,12 @@ class TrainingPlan(_Part):
 class CodecPlan(_Part):
     """Which coordinates are sent, and how their values become integers.
 
+    `random` sends k coordinates that the round's seed chooses; with `restricted` training moves only these.
     `bits` is chosen by `shared.codec.quantize.choose_bits` when None. `clipping_norm` (C, an L2 norm) is the
     first round's; with `adaptive_clipping` every change entry carries the next.
     """
 
-    selection: Literal["random", "dense"] = "random"
+    selection: Literal["random", "restricted", "dense"] = "random"
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
     bits: Literal[16, 32] | None = None
     clipping_norm: Annotated[float, Field(gt=0)] = 1.0

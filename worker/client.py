@@ -221,7 +221,8 @@ class ClientMachine:
                 yield RaiseCounter()
         elif self._may_train(present, plan):
             self.phase, self._last_task = Phase.TRAINING, present
-            yield Train(present, self._log.weights)
+            restricted = plan.codec.selection == "restricted"
+            yield Train(present, self._log.weights, self._log.coordinates if restricted else None)
 
     def _leave_the_past(self, chain: ChainState) -> Iterator[WorkerEffect]:
         present = TaskId(chain.version, chain.attempt)

@@ -113,10 +113,14 @@ class FollowLog:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Start training on the present weights (float32 (d,), never written to)."""
+    """Start training on the present weights (float32 (d,), never written to).
+
+    `coordinates` holds the positions that training may move, if the plan restricts it to those of the round.
+    """
 
     task: TaskId
     weights: np.ndarray
+    coordinates: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,12 @@ class Trainer:
             records = self._records_of(client)
             measured = measure(self._workload, self._model, order.weights, records.validation)
             outcome = self._training.train(
-                self._model, records.training, order.weights, self._run_seed(client, order), should_stop
+                self._model,
+                records.training,
+                order.weights,
+                self._run_seed(client, order),
+                should_stop,
+                order.coordinates,
             )
         except TrainingStopped:
             return None

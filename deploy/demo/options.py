@@ -39,7 +39,8 @@ class Share:
 class DemoOptions:
     """One demonstration run; the fields are also the command line's options.
 
-    `trim` None means 1 where the rule trims, and 0 where it does not.
+    `trim` None means 1 where the rule trims, and 0 where it does not; `selection` None means random, but dense at a
+    density of 1.
     """
 
     workload: Annotated[str, Option(help=f"A built-in workload ({', '.join(BUILT_IN)}) or package.module:object.")] = (
@@ -49,7 +50,17 @@ class DemoOptions:
     processes: Annotated[int, Option(help="How many worker processes serve them, at most.")] = 4
     rounds: Annotated[int, Option(help="How many model versions to make.")] = 30
     partition: Annotated[str, Option(help=f"How the data are shared out: {PARTITIONS}.")] = "dirichlet:1.0"
-    density: Annotated[float, Option(help="Share of the coordinates in one update; 1 is dense.")] = 0.1
+    density: Annotated[
+        float | None,
+        Option(help="Share of the coordinates in one update; 1 is dense.", show_default="0.1; 1 with dense"),
+    ] = None
+    selection: Annotated[
+        str | None,
+        Option(
+            help="Which coordinates: random, restricted (training moves only these) or dense.",
+            show_default="random; dense at density 1",
+        ),
+    ] = None
     robust: Annotated[
         str, Option(help="How group means become one: nnm-trimmed-mean, trimmed-mean, median or mean.")
     ] = "nnm-trimmed-mean"
@@ -148,6 +159,11 @@ class DemoOptions:
         chosen = clients[len(clients) - self.drop :]
         return {client: phases[i % len(phases)] for i, client in enumerate(chosen)}
 
+    def _codec(self) -> dict[str, Any]:
+        selection = self.selection or ("dense" if self.density == 1.0 else "random")
+        density = self.density if self.density is not None else (1.0 if selection == "dense" else 0.1)
+        return {"selection": selection, "density": density}
+
     def _steering(self) -> dict[str, Any]:
         schedule, _, every = self.schedule.partition(":")
         return {
@@ -167,11 +183,10 @@ class DemoOptions:
         """
         workload = load_workload(self.workload, self.workload_options)
         trim = self.trim if self.trim is not None else int(self.robust not in ("mean", "median"))
-        dense = self.density == 1.0
         most = max(example_count(workload.client_data(client, None)) for client in clients)
         sections = {
             "TRAINING": {"proximal_mu": self.proximal_mu},
-            "CODEC": {"selection": "dense" if dense else "random", "density": self.density},
+            "CODEC": self._codec(),
             "AGGREGATION": {
                 "rule": self.robust,
                 "trim": trim,

@@ -173,3 +173,18 @@ def _published(federation: FederationRun) -> list[tuple[str, str, bytes]]:
 def test_a_plan_without_a_draw_is_refused() -> None:
     with pytest.raises(PlanError, match="need 3 clients"):
         foresee(tiny_plan(aggregation={"trim": 1}), 2)
+
+
+@pytest.mark.parametrize(("rate", "warned"), [(0.1, False), (0.12, True)])
+def test_restricted_training_that_reaches_too_far_is_warned_about(
+    rate: float, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = {"selection": "restricted", "density": 0.1}
+    steps = {"optimizer": {"name": "SGD", "options": {"lr": rate}}, "batch_size": 16, "local_epochs": 2}
+    plan = tiny_plan(1000, weight_records_max=32, codec=codec, training=steps)
+    assert bool(foresee(plan, 5).warnings) is warned
+
+    monkeypatch.setenv("COMITIA_CODEC", '{"selection": "restricted", "density": 0.5}')
+    monkeypatch.setenv("COMITIA_TRAINING", json.dumps({"optimizer": {"name": "SGD", "options": {"lr": 100 * rate}}}))
+    monkeypatch.setenv("COMITIA_WEIGHT_RECORDS_MAX", "16")
+    assert "warning: restricted" in run("--check", "--clients", 5)

@@ -102,6 +102,15 @@ def test_a_round_from_the_task_to_the_words() -> None:
     assert [order.task for order in only(Train, effects)] == [TaskId(1, 0)]
 
 
+@pytest.mark.parametrize("selection", ["random", "restricted"])
+def test_only_restricted_training_is_told_the_rounds_coordinates(selection: str) -> None:
+    client = Client(client_plan(codec={"selection": selection, "density": 0.5}))
+    (order,) = only(Train, client.handle(client.task()))
+    coordinates = client.book.reader.coordinates
+    assert coordinates is not None
+    assert order.coordinates is (coordinates if selection == "restricted" else None)
+
+
 def test_after_the_last_round_nothing_is_trained() -> None:
     client = Client(client_plan(round={"rounds": 1}))
     client.to_in_group()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from shared.codec.flatten import layout_of, read_weights, write_weights
-from shared.errors import WorkloadError
+from shared.errors import LocalProtocolError, WorkloadError
 from shared.workloads.batches import batches
 from shared.workloads.digits import Digits
 from shared.workloads.port import TrainingRecipe
@@ -241,3 +241,68 @@ def test_a_recipe_that_torch_does_not_know_is_refused_at_once() -> None:
         training(optimizer="Adma")
     with pytest.raises(WorkloadError, match=r"^optimizer: SGD has no option 'beta'"):
         training(options={"beta": 1})
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optimizer": "SGD", "options": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.3}},
+        {"optimizer": "AdamW", "options": {"lr": 0.05, "weight_decay": 0.3}},
+    ],
+    ids=lambda recipe: recipe["optimizer"],
+)
+def test_restricted_training_moves_its_coordinates_as_if_all_else_were_constant(recipe: dict[str, object]) -> None:
+    data = line_data()
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1))
+    weights = read_weights(model)
+    coordinates = np.array([1, 4, 6, 9])
+    restricted = training(0.7, **recipe, batch_size=4, local_epochs=3)
+
+    outcome = restricted.train(model, data, weights, seed=0, coordinates=coordinates)
+
+    assert set(np.flatnonzero(outcome.update)) == set(coordinates), "all of these, and nothing else, bit for bit"
+    # A model whose only parameters are those four, and whatever else it computes with are constants.
+    few = _OnlySome(model, weights, coordinates)
+    alone = training(0.7, **recipe, batch_size=4, local_epochs=3).train(few, data, weights[coordinates], seed=0)
+    np.testing.assert_allclose(outcome.update[coordinates], alone.update, atol=1e-6)
+    assert outcome.metrics["loss"] == pytest.approx(alone.metrics["loss"], rel=1e-5)
+
+
+class _OnlySome(nn.Module):
+    """`model` as a function of its weights at `coordinates`."""
+
+    def __init__(self, model: nn.Module, weights: np.ndarray, coordinates: np.ndarray) -> None:
+        super().__init__()
+        self.some = nn.Parameter(torch.from_numpy(weights[coordinates]))
+        self._held = torch.from_numpy(weights.copy())
+        self._coordinates = torch.from_numpy(coordinates)
+        self._shapes = [(name, parameter.shape) for name, parameter in model.named_parameters()]
+        self._call = lambda parameters, x: torch.func.functional_call(model, parameters, (x,))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        flat = self._held.index_put((self._coordinates,), self.some)
+        pieces = flat.split([shape.numel() for _, shape in self._shapes])
+        parameters = {name: piece.view(shape) for (name, shape), piece in zip(self._shapes, pieces, strict=True)}
+        return self._call(parameters, features)
+
+
+def test_a_gradient_that_is_not_finite_harms_no_value_that_is_held() -> None:
+    class Pole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.a * features + self.b.sqrt()
+
+    weights = np.array([1.0, 0.0], dtype=np.float32)
+    outcome = training(options={"lr": 0.1}).train(Pole(), line_data(), weights, seed=0, coordinates=np.array([0]))
+    assert outcome.update[0] != 0
+    assert outcome.update[1] == 0
+
+
+def test_coordinates_beyond_the_model_are_refused() -> None:
+    weights = np.zeros(2, dtype=np.float32)
+    with pytest.raises(LocalProtocolError):
+        training().train(nn.Linear(1, 1), line_data(), weights, seed=0, coordinates=np.array([0, 2]))

@@ -187,3 +187,8 @@ def test_closing_gives_everything_up() -> None:
 
     assert bench.held.runs == [("a", TaskId(0, 0))]
     assert bench.delivered == []
+
+
+def test_an_order_with_coordinates_moves_only_these() -> None:
+    restricted = Train(TaskId(0, 0), np.zeros(TINY_DIMENSION, np.float32), np.array([1]))
+    assert np.flatnonzero(finished(trainer().run("client-0", restricted, lambda: False)).values).tolist() == [1]

@@ -1,8 +1,8 @@
 """How does a client turn global weights and its own data into an update?
 
 Plain mini-batch training with any optimizer of `torch.optim`, fresh in every round, so that a client keeps nothing
-between rounds; on request with a proximal term that holds it near the global weights. The process's random numbers
-and thread settings are left as they were.
+between rounds; on request with a proximal term that holds it near the global weights, or moving only some coordinates
+(`worker.training.restricted`). The process's random numbers and thread settings are left as they were.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from shared.codec.coordinates import Coordinates
 from shared.codec.flatten import FloatVector, federated_buffers, read_weights, write_weights
 from shared.errors import ComitiaError, WorkloadError
 from shared.workloads.batches import batches, example_count
 from shared.workloads.optimizers import optimizer_factory
 from shared.workloads.port import Examples, TrainingRecipe
 from worker.training.device import CPU, seeded_draws
+from worker.training.restricted import Restriction
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Anchored = tuple[nn.Parameter, torch.Tensor]
@@ -38,6 +40,14 @@ class TrainingOutcome:
     update: FloatVector
     num_examples: int
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    anchored: Sequence[Anchored]
+    restriction: Restriction | None
 
 
 class PlainTraining:
@@ -80,6 +90,7 @@ class PlainTraining:
         weights: FloatVector,
         seed: int,
         should_stop: Callable[[], bool] = lambda: False,
+        coordinates: Coordinates | None = None,
     ) -> TrainingOutcome:
         """Train `model` from `weights` and return the difference.
 
@@ -89,6 +100,7 @@ class PlainTraining:
             weights: (d,) float32, read only.
             seed: decides the order of examples and what the model itself draws, such as dropout.
             should_stop: asked before every batch.
+            coordinates: the only positions that training may move; None for all.
 
         Raises:
             TrainingStopped: `should_stop` said so.
@@ -104,7 +116,7 @@ class PlainTraining:
         model.train()
         try:
             with seeded_draws(self._device, seed):
-                loss = self._run(model, dataset, seed, should_stop)
+                loss = self._run(model, dataset, seed, should_stop, coordinates)
         finally:
             model.train(was_training)
             with torch.no_grad():
@@ -115,11 +127,22 @@ class PlainTraining:
         np.subtract(update, weights, out=update)
         return TrainingOutcome(update=update, num_examples=count, metrics={"loss": loss})
 
-    def _run(self, model: nn.Module, dataset: Examples, seed: int, should_stop: Callable[[], bool]) -> float:
+    def _run(
+        self,
+        model: nn.Module,
+        dataset: Examples,
+        seed: int,
+        should_stop: Callable[[], bool],
+        coordinates: Coordinates | None,
+    ) -> float:
         generator = torch.Generator().manual_seed(seed)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = self._build(parameters)
-        anchored = [(parameter, parameter.detach().clone()) for parameter in parameters if self._proximal_mu]
+        run = _Run(
+            model,
+            self._build(parameters),
+            [(parameter, parameter.detach().clone()) for parameter in parameters if self._proximal_mu],
+            None if coordinates is None else Restriction(parameters, coordinates),
+        )
         mean_loss = math.nan
         for _ in range(self._recipe.local_epochs):
             losses: list[float] = []
@@ -128,30 +151,28 @@ class PlainTraining:
                 if should_stop():
                     raise TrainingStopped("training was stopped between two batches")
                 there = features.to(self._device), targets.to(self._device)
-                losses.append(self._step(model, optimizer, anchored, *there))
+                losses.append(self._step(run, *there))
                 sizes.append(len(targets))
             mean_loss = math.fsum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
         return mean_loss
 
-    def _step(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        anchored: Sequence[Anchored],
-        features: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> float:
-        optimizer.zero_grad()
-        loss = self._loss(model(features), targets)
+    def _step(self, run: _Run, features: torch.Tensor, targets: torch.Tensor) -> float:
+        run.optimizer.zero_grad()
+        loss = self._loss(run.model(features), targets)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise WorkloadError(
                 f"workload: the training loss became {value}; a smaller learning rate or cleaner data would help"
             )
         torch.autograd.backward(loss)
-        for parameter, anchor in anchored:
+        for parameter, anchor in run.anchored:
             # Without a gradient the loss does not reach it: it has not moved, and nothing pulls it back.
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - anchor, alpha=self._proximal_mu)
-        optimizer.step()
+        if run.restriction is None:
+            run.optimizer.step()
+        else:
+            run.restriction.mask_gradients()
+            run.optimizer.step()
+            run.restriction.restore()
         return value
