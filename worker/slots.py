@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,10 @@ class SlotPair:
         self._newest = 1
         self._sequence = 0
 
-    def recover(self) -> Slot | None:
+    def recover(self, counts: Callable[[Slot], bool] = lambda _: True) -> Slot | None:
         """Read both files and return the newest whole record, safe on the disk; None if there never was one.
+
+        A record that `counts` denies was written ahead of something that never came: it is as if it were torn.
 
         Raises:
             StateError: a file is missing.
@@ -80,7 +82,7 @@ class SlotPair:
             # A process that was killed may have left bytes in the page cache only: what counts must survive power cuts.
             self._storage.sync(name)
             slot = decode_slot(content)
-            if slot is not None and slot.sequence > self._sequence:
+            if slot is not None and slot.sequence > self._sequence and counts(slot):
                 best, self._newest, self._sequence = slot, number, slot.sequence
         return best
 

@@ -49,7 +49,7 @@ class Staged:
     """A written operation that does not count yet; see `commit`."""
 
     state: ClientState
-    file: str
+    files: tuple[str, ...]
     take_effect: Callable[[], None]
 
 
@@ -65,10 +65,12 @@ class ClientState:
         self._storage = storage
         self._updates = SlotPair(storage, "update")
         self._progress = SlotPair(storage, "progress")
+        self._residuals = SlotPair(storage, "residual")
         self._staged: Staged | None = None
         self._counter = 0
         self._last_task: TaskId | None = None
         self._unspent: StoredUpdate | None = None
+        self._residual: NDArray[np.float32] | None = None
         self._newest_spent = 0
         self._ledger_end = LedgerEnd()
         if not self._claim({"format": _FORMAT, "client": client, "federation": str(federation)}):
@@ -92,6 +94,10 @@ class ClientState:
     def unspent(self) -> StoredUpdate | None:
         """The finished update that has not left yet, if there is one."""
         return self._unspent
+
+    def residual(self) -> NDArray[np.float32] | None:
+        """What was held back of earlier updates: float32 (d,), read-only; None if there never was anything."""
+        return self._residual
 
     def is_spent(self, update_id: UpdateId) -> bool:
         """Whether an update must never be masked again: it was spent, or a later one was."""
@@ -160,12 +166,32 @@ class ClientState:
             self._updates.settle()
             self._unspent, self._counter, self._last_task = update, update.update_id, meta.task
 
-        return self._stage(file, take_effect)
+        return self._stage((file,), take_effect)
 
     def drop_update(self) -> None:
         """Forget the unspent update: its version has passed. Free; after a crash it may be there again."""
         self._check_idle()
         self._unspent = None
+
+    def fold_update(self, residual: NDArray[np.float32]) -> None:
+        """As `drop_update`, but something of it is kept: `residual` replaces the one before. One fsync for both.
+
+        Args:
+            residual: float32 (d,), contiguous; not written to afterwards.
+
+        Raises:
+            LocalProtocolError: there is no unspent update.
+            StateError: the disk refused.
+        """
+        if self._unspent is None:
+            raise LocalProtocolError("there is no unspent update to keep anything of")
+        file = self._stage_residual(self._unspent.update_id, None, residual)
+
+        def take_effect() -> None:
+            self._residuals.settle()
+            self._residual, self._unspent = residual, None
+
+        commit([self._stage((file,), take_effect)])
 
     def spend(self, update_id: UpdateId) -> None:
         """Spend the unspent update, for ever. One fsync; its words may leave after it has returned.
@@ -176,8 +202,13 @@ class ClientState:
         """
         commit([self.stage_spend(update_id)])
 
-    def stage_spend(self, update_id: UpdateId) -> Staged:
+    def stage_spend(self, update_id: UpdateId, residual: NDArray[np.float32] | None = None) -> Staged:
         """Write what `spend` spends; it counts after `commit`.
+
+        Args:
+            update_id: the unspent update.
+            residual: what is held back of it, float32 (d,), contiguous, not written to afterwards. It is synced first
+                and counts from the moment at which the spent mark does, which names it; so it costs a second fsync.
 
         Raises:
             LocalProtocolError, StateError: as `spend`.
@@ -191,12 +222,16 @@ class ClientState:
             update=update_id, counter=counter, version=update.meta.task.version, attempt=update.meta.task.attempt
         )
         frame, end = encode_frame(self._ledger_end, [mark])
+        ahead = () if residual is None else (self._stage_residual(update_id, counter, residual),)
         self._storage.append(_LEDGER, [frame])
 
         def take_effect() -> None:
             self._ledger_end, self._newest_spent, self._counter, self._unspent = end, update_id, counter, None
+            if residual is not None:
+                self._residuals.settle()
+                self._residual = residual
 
-        return self._stage(_LEDGER, take_effect)
+        return self._stage((*ahead, _LEDGER), take_effect)
 
     def close(self) -> None:
         """Let go of the directory. Idempotent."""
@@ -209,7 +244,7 @@ class ClientState:
             self._progress.settle()
             self._counter, self._last_task = counter, task
 
-        return self._stage(file, take_effect)
+        return self._stage((file,), take_effect)
 
     def _write_slot(
         self, pair: SlotPair, counter: int, task: TaskId | None, payload: memoryview, more: Mapping[str, Any]
@@ -218,8 +253,14 @@ class ClientState:
         anchor = [self._ledger_end.position, self._ledger_end.chain.hex()]
         return pair.stage({"counter": counter, "task": task, "ledger": anchor, **more}, payload)
 
-    def _stage(self, file: str, take_effect: Callable[[], None]) -> Staged:
-        self._staged = Staged(self, file, take_effect)
+    def _stage_residual(self, update_id: UpdateId, mark: int | None, residual: NDArray[np.float32]) -> str:
+        """Write what is owed after an update was spent under the counter `mark`, or (None) expired."""
+        self._check_idle()
+        header = {"update": update_id, "mark": mark}
+        return self._residuals.stage(header, residual.astype("<f4", copy=False).data.cast("B"))
+
+    def _stage(self, files: tuple[str, ...], take_effect: Callable[[], None]) -> Staged:
+        self._staged = Staged(self, files, take_effect)
         return self._staged
 
     def _check_idle(self) -> None:
@@ -230,7 +271,8 @@ class ClientState:
     def _commit(self, staged: Staged) -> None:
         if self._staged is not staged:
             raise LocalProtocolError(f"{self._storage.location}: committed twice, or never staged")
-        self._storage.sync(staged.file)
+        for file in staged.files:
+            self._storage.sync(file)
         self._staged = None
         staged.take_effect()
 
@@ -248,7 +290,7 @@ class ClientState:
         if self._storage.read(_LEDGER):
             raise StateError(f"{self._storage.location}: has a ledger but no {_IDENTITY}; {_LOST}")
         # The identity comes last: a crash before it leaves files that are still empty.
-        for name in (_LEDGER, *self._updates.files, *self._progress.files):
+        for name in (_LEDGER, *self._updates.files, *self._progress.files, *self._residuals.files):
             self._storage.append(name, [])
             self._storage.sync(name)
         self._storage.replace(_IDENTITY, expected)
@@ -279,10 +321,21 @@ class ClientState:
         self._newest_spent = max((record.update for record in records), default=0)
         updates = [decode_update(slot.header, slot.payload) for slot in slots if slot.payload]
         self._unspent = next((update for update in updates if not self.is_spent(update.update_id)), None)
+        self._adopt_residual({record.counter for record in records})
+
+    def _adopt_residual(self, marks: set[int]) -> None:
+        # One that was written for a spent mark which never came belongs to an update that has not left.
+        slot = self._residuals.recover(lambda slot: slot.header["mark"] is None or slot.header["mark"] in marks)
+        if slot is None:
+            return
+        self._residual = np.frombuffer(slot.payload, dtype="<f4").astype(np.float32, copy=False)
+        self._residual.flags.writeable = False
+        if self._unspent is not None and self._unspent.update_id <= slot.header["update"]:
+            self._unspent = None
 
 
 def commit(staged: Iterable[Staged]) -> None:
-    """Sync staged operations, one fsync each; those of different clients should all be staged before.
+    """Sync staged operations, mostly one fsync each; those of different clients should all be staged before.
 
     Raises:
         StateError: a disk refused. What came before in `staged` counts, the rest does not.

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from shared.errors import StateError
 from shared.identity import ClientId
-from worker.state import ClientState
+from worker.state import ClientState, commit
 from worker.storage import MemoryStorage
 from worker.stored_update import TaskId, UpdateId, UpdateMeta
 
 NO_TASK = TaskId(-1, 0)
-OPERATIONS = ("save", "spend", "drop", "counter", "task", "reopen")
+OPERATIONS = ("save", "spend", "keep", "drop", "fold", "counter", "task", "reopen")
 SCRIPT = (
     "save",
     "spend",
@@ -39,6 +39,15 @@ SCRIPT = (
     "save",
     "reopen",
     "spend",
+    "save",
+    "keep",
+    "save",
+    "fold",
+    "save",
+    "counter",
+    "keep",
+    "save",
+    "fold",
     "save",
 )
 
@@ -57,6 +66,8 @@ class Witness:
     dropped: bool = True
     spent: set[int] = field(default_factory=set)
     in_flight: str = ""
+    owed: float = 0.0
+    owed_then: float = 0.0
 
     def check(self, state: ClientState) -> None:
         """Compare a client that has just been opened with what the world relies on, and rely on what it shows."""
@@ -70,14 +81,36 @@ class Witness:
         assert shown not in self.spent, "a spent update is offered again"
         if not self.dropped and shown != self.newest:
             replaced = shown > self.newest and self.in_flight == "save"
-            spent = state.is_spent(UpdateId(self.newest)) and (self.newest in self.spent or self.in_flight == "spend")
-            assert replaced or spent, "an unspent update is lost"
+            spends = self.in_flight in ("spend", "keep")
+            spent = state.is_spent(UpdateId(self.newest)) and (self.newest in self.spent or spends)
+            folded = self.in_flight == "fold" and owed_by(state) == self.owed_then
+            assert replaced or spent or folded, "an unspent update is lost"
+            self.dropped = folded
+        self.check_residual(state)
         if unspent is not None:
             assert unspent.values.tobytes() == content(shown).tobytes(), "an update was changed"
             self.newest, self.dropped = shown, False
         if self.newest and state.is_spent(UpdateId(self.newest)):
             self.spent.add(self.newest)
         self.counter, self.task, self.in_flight = state.counter, state.last_task, ""
+
+    def check_residual(self, state: ClientState) -> None:
+        """What is owed changes in the same moment in which the update leaves or expires, and at no other."""
+        found, unspent = owed_by(state), state.unspent()
+        if found != self.owed:
+            assert self.in_flight in ("keep", "fold"), "a residual changed or was lost"
+            assert found == self.owed_then, "a residual is none that was written"
+            assert unspent is None or unspent.update_id != self.newest, "the same update is there and owed as well"
+        self.owed = found
+
+
+def owed_by(state: ClientState) -> float:
+    """The one number that a residual holds nine times; 0 if there is none."""
+    residual = state.residual()
+    if residual is None:
+        return 0.0
+    assert len(set(residual.tolist())) == 1, "a residual was changed"
+    return float(residual[0])
 
 
 def content(update_id: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -96,6 +129,18 @@ def step(state: ClientState, operation: str, witness: Witness) -> None:
     elif operation == "spend" and unspent:
         state.spend(unspent.update_id)
         witness.spent.add(unspent.update_id)
+    elif operation in ("keep", "fold") and unspent:
+        # Half of what is kept leaves, all of what is folded stays.
+        share = 0.5 if operation == "keep" else 1.0
+        witness.owed_then = witness.owed + share * unspent.update_id
+        residual = np.full(9, witness.owed_then, dtype=np.float32)
+        if operation == "keep":
+            commit([state.stage_spend(unspent.update_id, residual)])
+            witness.spent.add(unspent.update_id)
+        else:
+            state.fold_update(residual)
+            witness.dropped, witness.newest = True, 0
+        witness.owed = witness.owed_then
     elif operation == "drop":
         state.drop_update()
         witness.dropped = True
@@ -194,7 +239,7 @@ class Forgetful(MemoryStorage):
             super().sync(name)
 
 
-@pytest.mark.parametrize("file", ["update", "ledger", "progress"])
+@pytest.mark.parametrize("file", ["update", "ledger", "progress", "residual"])
 def test_the_invariants_find_a_sync_that_is_left_out(file: str) -> None:
     found = set()
     for boundary in range(boundaries(SCRIPT)):
