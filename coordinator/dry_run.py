@@ -20,6 +20,7 @@ from shared.attack_odds import odds_table
 from shared.codec.validation import is_validation_slot
 from shared.crypto.draw import cut_groups
 from shared.crypto.signing import SigningKey
+from shared.modellog.listed import listed_size, worth_listing
 from shared.plan import Plan
 from shared.wire.framing import pack_batches, seal
 from shared.wire.messages import (
@@ -35,6 +36,7 @@ from shared.wire.messages import (
 )
 from shared.wire.topology import Names, log_queue
 
+Where = Literal["round", "listed", "all"]
 FLOAT_BYTES = 4
 HASH = bytes(32)
 SENDER = "client-001"
@@ -116,13 +118,20 @@ def foresee(plan: Plan, clients: int) -> DryRun:
     groups = len(cut_groups(drawn, plan.group_size))
     model_bytes = FLOAT_BYTES * plan.dimension
     sent, server_vectors = plan.coordinate_count, _server_vectors(plan)
-    changed = plan.dimension if server_vectors else sent
+    own = plan.codec.selection == "top_k"
+    # Where every client chooses its own, at most all choices together change; that is what a first round looks like.
+    changed = plan.dimension if server_vectors else min(plan.dimension, groups * sent) if own else sent
+    listed = own and not server_vectors and worth_listing(plan.dimension, changed)
+    changed_bytes = (
+        listed_size(plan.dimension, changed) if listed else FLOAT_BYTES * (plan.dimension if own else changed)
+    )
     share, watched = plan.evaluation.client_share, int(plan.steering.watch == "clients")
     words_bytes = plan.sum_format(plan.members_max, plan.codec.clipping_norm).length * plan.bits // 8
+    words_bytes += plan.positions_bytes
     offer_bytes = _message_bytes(_offer(), plan)
     update_bytes = offer_bytes + _cut_bytes(words_bytes, _words, plan)
-    dense = changed == plan.dimension
-    change_bytes = _entry_bytes(_change(plan, groups, "all" if dense else "round"), FLOAT_BYTES * changed, plan)
+    where: Where = "listed" if listed else "all" if changed == plan.dimension or own else "round"
+    change_bytes = _entry_bytes(_change(plan, groups, where), changed_bytes, plan)
     snapshot_bytes = _entry_bytes(_snapshot(plan), model_bytes, plan)
     means = 1 if plan.aggregation.rule == "mean" else groups
     stream = log_queue(Names(plan.federation), model_bytes).arguments["x-max-length-bytes"]
@@ -142,13 +151,13 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         snapshot_bytes_down=snapshot_bytes,
         rounds=plan.round.rounds,
         run_bytes_up=plan.round.rounds * drawn * update_bytes,
-        run_bytes_log=plan.round.rounds * change_bytes + _snapshots(plan, FLOAT_BYTES * changed) * snapshot_bytes,
+        run_bytes_log=plan.round.rounds * change_bytes + _snapshots(plan, changed_bytes) * snapshot_bytes,
         log_stream_bytes_max=int(stream),
         coordinator_memory_bytes=(COORDINATOR_MODELS + watched + server_vectors) * model_bytes
-        + means * FLOAT_BYTES * sent
+        + means * FLOAT_BYTES * (plan.dimension if own else sent)
         + drawn * words_bytes,
         worker_memory_bytes=(WORKER_MODELS + TRAINING_MODELS) * model_bytes,
-        seat_memory_bytes=model_bytes + words_bytes,
+        seat_memory_bytes=(2 if own else 1) * model_bytes + words_bytes,
         groups=groups,
         quorum=plan.quorum_of(groups),
         min_offers=plan.min_offers,
@@ -233,7 +242,7 @@ def _words(body: bytes) -> Words:
     return Words(draw=HASH, group=0, transcript=HASH, part=0, parts=1, body=body)
 
 
-def _change(plan: Plan, groups: int, coordinates: Literal["round", "all"]) -> ChangeEntry:
+def _change(plan: Plan, groups: int, coordinates: Where) -> ChangeEntry:
     return ChangeEntry(
         parent=HASH,
         term=1,

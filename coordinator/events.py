@@ -71,12 +71,16 @@ class DrawMade:
 
 @dataclass(frozen=True, slots=True)
 class GroupSummed:
-    """One group's integer sum. `words` is uint16 or uint32 (slots,), owned by the receiver."""
+    """One group's integer sum. `words` is uint16 or uint32 (slots,), owned by the receiver.
+
+    `positions` is what came behind them, not yet decoded: where the values belong if the client chose that.
+    """
 
     draw: bytes
     group: int
     arrived: tuple[str, ...]
     words: np.ndarray
+    positions: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

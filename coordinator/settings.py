@@ -95,9 +95,10 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
     check_optimizer(training.optimizer.name, training.optimizer.options, field="training.optimizer", error=PlanError)
     codec = settings.codec
     if "clipping_norm" not in codec.model_fields_set:
-        # The recipe speaks of whole updates; k of d random coordinates carry sqrt(k/d) of the norm.
-        dense = codec.selection == "dense"
-        share = 1.0 if dense else coordinate_count(layout.dimension, codec.density) / layout.dimension
+        # The recipe speaks of whole updates; k of d random coordinates carry sqrt(k/d) of the norm, the k largest of an
+        # update and what is owed from before about all of it.
+        whole = codec.selection in ("dense", "top_k")
+        share = 1.0 if whole else coordinate_count(layout.dimension, codec.density) / layout.dimension
         codec = codec.model_copy(update={"clipping_norm": recipe.clipping_norm * share**0.5})
     return make_plan(
         federation=directory.federation,

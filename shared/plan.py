@@ -16,6 +16,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from shared.codec.coordinates import coordinate_count, rescale
+from shared.codec.positions import positions_size
 from shared.codec.quantize import Bits, SumFormat, choose_bits
 from shared.codec.validation import validated_metrics
 from shared.errors import PlanError
@@ -74,12 +75,13 @@ class TrainingPlan(_Part):
 class CodecPlan(_Part):
     """Which coordinates are sent, and how their values become integers.
 
-    `random` sends k coordinates that the round's seed chooses; with `restricted` training moves only these.
+    `random` sends k coordinates that the round's seed chooses; with `restricted` training moves only these. With
+    `top_k` every client sends its k largest values with their positions, and holds the rest back for its next update.
     `bits` is chosen by `shared.codec.quantize.choose_bits` when None. `clipping_norm` (C, an L2 norm) is the
     first round's; with `adaptive_clipping` every change entry carries the next.
     """
 
-    selection: Literal["random", "restricted", "dense"] = "random"
+    selection: Literal["random", "restricted", "dense", "top_k"] = "random"
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
     bits: Literal[16, 32] | None = None
     clipping_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -187,7 +189,14 @@ class Plan(_Part):
     @property
     def rescale(self) -> float:
         """r, by which the server multiplies the robust aggregate."""
-        return 1.0 if self.codec.selection == "dense" else rescale(self.dimension, self.coordinate_count)
+        if self.codec.selection in ("dense", "top_k"):
+            return 1.0
+        return rescale(self.dimension, self.coordinate_count)
+
+    @property
+    def positions_bytes(self) -> int:
+        """Bytes of positions behind the words of one update; 0 if everybody knows them anyway."""
+        return positions_size(self.dimension, self.coordinate_count) if self.codec.selection == "top_k" else 0
 
     @property
     def members_max(self) -> int:
@@ -341,6 +350,8 @@ def _refusals(plan: Plan) -> Iterator[str]:
         yield from _buffer_refusals(plan)
     if codec.selection == "dense" and codec.density != 1:
         yield f"codec.density={codec.density} has no effect with selection 'dense'; set it to 1"
+    if codec.selection == "top_k":
+        yield from _top_k_refusals(plan)
     if codec.bits is not None and codec.bits < choose_bits(plan.coordinate_count, plan.members_max):
         yield (
             f"codec.bits={codec.bits}: rounding {plan.coordinate_count} values in groups of up to {plan.members_max} "
@@ -369,3 +380,18 @@ def _refusals(plan: Plan) -> Iterator[str]:
         yield "metric_bounds: names must be identifiers"
     if len(plan.encode()) > PLAN_BYTES_MAX:
         yield f"the plan takes more than {PLAN_BYTES_MAX} bytes; shorten workload_options"
+
+
+def _top_k_refusals(plan: Plan) -> Iterator[str]:
+    if plan.group_size != 1:
+        yield (
+            f"group_size={plan.group_size}: with codec.selection 'top_k' every client sends other coordinates, so "
+            "masks would not cancel; use 1, or another selection"
+        )
+    if plan.aggregation.rule == "median":
+        yield (
+            "aggregation.rule='median' is zero wherever fewer than half of the clients sent a value, so with "
+            "codec.selection 'top_k' little or nothing is learned; use another rule"
+        )
+    if plan.coordinate_count == plan.dimension:
+        yield f"codec.density={plan.codec.density} lets 'top_k' send every value; use the selection 'dense'"

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,6 +67,7 @@ from worker.events import (
     UpdateSpent,
     WorkerEffect,
 )
+from worker.feedback import Feedback
 from worker.member import Bound, check_roster, make_words
 from worker.signs_of_life import Phase, SignsOfLife
 from worker.stored_update import StoredUpdate, TaskId, UpdateMeta
@@ -102,6 +103,7 @@ class ClientMachine:
         counter: int,
         last_task: TaskId | None,
         unspent: StoredUpdate | None,
+        residual: np.ndarray | None = None,
     ) -> None:
         """
         Args:
@@ -113,7 +115,7 @@ class ClientMachine:
             encode: makes the words of an update.
             nonce: 16 fresh random bytes per call.
             sequence: numbers that rise with every call, also over restarts.
-            counter, last_task, unspent: what the state directory holds.
+            counter, last_task, unspent, residual: what the state directory holds.
         """
         self._seat = seat
         self._names = names
@@ -126,6 +128,7 @@ class ClientMachine:
         self._counter = counter
         self._last_task = last_task
         self._unspent = unspent
+        self._feedback = Feedback(residual)
         self.phase = Phase.WAITING
         self._saving: tuple[np.ndarray, UpdateMeta] | None = None
         self._tasked: TaskId | None = None
@@ -229,8 +232,9 @@ class ClientMachine:
         if self._bound is not None and (chain.draw is None or chain.draw.entry != self._bound.draw):
             self._bound = None
         if self._unspent is not None and _has_passed(self._unspent.meta, chain):
+            assert self._log.plan is not None
+            yield DropUpdate(self._feedback.expire(self._unspent.values, self._log.plan, chain.clipping_norm))
             self._unspent = None
-            yield DropUpdate()
             yield note("late", client=self._seat.client, version=chain.version)
             if self.phase in (Phase.SAVING, Phase.OFFERING, Phase.OFFERED, Phase.SPENDING):
                 self._to_idle()
@@ -333,6 +337,7 @@ class ClientMachine:
         update, plan = self._unspent, self._log.plan
         assert update is not None
         assert plan is not None
+        update = replace(update, values=self._feedback.total(update.values, plan))
         try:
             self._bound, prepared = make_words(
                 roster, self._log, update, self._directory_digest, self._seat.seal, self._rounding, self._encode
@@ -347,7 +352,8 @@ class ClientMachine:
         yield from self._tell(prepared)
         self._stage = roster.stage
         self.phase = Phase.SPENDING
-        yield SpendUpdate(update.update_id)
+        self._feedback.next = prepared.residual
+        yield SpendUpdate(update.update_id, prepared.residual)
 
     def _tell(self, prepared: PreparedUpdate) -> Iterator[WorkerEffect]:
         """What was cut on the way out is never silent."""
@@ -361,6 +367,7 @@ class ClientMachine:
         if self.phase is not Phase.SPENDING:
             return
         self.phase, self._unspent, self._offer = Phase.IN_GROUP, None, None
+        self._feedback.has_left()
         self._signs.heard(now)
         if self._bound is not None:
             yield from self._send_words(self._stage, self._bound)

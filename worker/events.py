@@ -143,14 +143,21 @@ class RaiseCounter:
 
 @dataclass(frozen=True, slots=True)
 class SpendUpdate:
-    """Put the spent mark on the disk, then say `UpdateSpent`."""
+    """Put the spent mark on the disk, then say `UpdateSpent`.
+
+    `residual`: what is held back of this update and those before, float32 (d,); it replaces the one on the disk in the
+    same moment. None leaves that as it is.
+    """
 
     update_id: UpdateId
+    residual: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DropUpdate:
-    """Forget the unspent update: its version has passed."""
+    """Forget the unspent update: its version has passed. `residual` as in `SpendUpdate`."""
+
+    residual: np.ndarray | None = None
 
 
 WorkerEffect = Effect | FollowLog | Train | StopTraining | SaveUpdate | RaiseCounter | SpendUpdate | DropUpdate

@@ -7,8 +7,9 @@ no message decides it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from shared.codec.positions import encode_positions, largest
 from shared.codec.quantize import UniformSource
 from shared.crypto import merkle
 from shared.crypto.draw import group_leaf
@@ -18,6 +19,7 @@ from shared.modellog.entries import cut
 from shared.modellog.reader import LogReader
 from shared.rounds import ground_of, transcript_of
 from shared.wire.messages import PIECE_BYTES_MAX, Group, Message, Roster, Words
+from worker.feedback import SentValues, residual_after
 from worker.stored_update import StoredUpdate
 from worker.update import Encode, PreparedUpdate
 
@@ -74,7 +76,7 @@ def make_words(
     Args:
         roster: passed `check_roster`.
         log: plan, draw and coordinates of the round.
-        update: what is to be spent.
+        update: what is to be spent; under `top_k` its values are those of `worker.feedback.owed`.
         directory_digest: of the directory that this worker holds (32 bytes).
         seal: the client's signature.
         rounding: randomness of stochastic rounding.
@@ -90,15 +92,18 @@ def make_words(
     assert log.chain is not None
     plan, chain, group = log.plan, log.chain, roster.group
     transcript = transcript_of(ground_of(log, directory_digest), roster.draw, group.index, chain.version, group.members)
-    prepared = encode(
-        update.values,
-        log.coordinates,
-        plan.sum_format(len(group.members), chain.clipping_norm),
-        weight=min(1.0, update.meta.num_examples / plan.weight_records_max),
-        metrics=update.meta.metrics,
-        source=rounding,
-    )
-    frames = tuple(seal(words) for words in _pieces(roster, transcript, prepared.words.data.cast("B")))
+    own = plan.codec.selection == "top_k"
+    coordinates = largest(update.values, plan.coordinate_count) if own else log.coordinates
+    form = plan.sum_format(len(group.members), chain.clipping_norm)
+    weight = min(1.0, update.meta.num_examples / plan.weight_records_max)
+    prepared = encode(update.values, coordinates, form, weight=weight, metrics=update.meta.metrics, source=rounding)
+    body = prepared.words.data.cast("B")
+    if own:
+        assert coordinates is not None
+        body = memoryview(b"".join((body, encode_positions(coordinates, plan.dimension))))
+        sent = SentValues(coordinates, prepared.words, prepared.norm, weight)
+        prepared = replace(prepared, residual=residual_after(update.values, sent, form))
+    frames = tuple(seal(words) for words in _pieces(roster, transcript, body))
     return Bound(roster.draw, group, frames), prepared
 
 

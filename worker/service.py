@@ -157,6 +157,7 @@ class WorkerService:
             counter=state.counter,
             last_task=state.last_task,
             unspent=state.unspent(),
+            residual=state.residual(),
         )
         return _Client(machine, state, seal_as_client)
 
@@ -304,8 +305,10 @@ class WorkerService:
                 return state.stage_update(values, meta), UpdateSaved(UpdateId(state.counter + 1))
             case RaiseCounter():
                 return state.stage_counter(), CounterRaised(state.counter + 1)
-            case SpendUpdate(update_id):
-                return state.stage_spend(update_id), UpdateSpent(state.counter + 1)
+            case SpendUpdate(update_id, residual):
+                return state.stage_spend(update_id, residual), UpdateSpent(state.counter + 1)
+            case DropUpdate(residual) if residual is not None:
+                state.fold_update(residual)
             case DropUpdate():
                 state.drop_update()
             case Train():

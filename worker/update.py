@@ -25,12 +25,14 @@ class PreparedUpdate:
     """Words ready to be masked or sent, and what had to be cut on the way, which is to be counted.
 
     `norm` is the L2 norm of the values before clipping; `clamped` names the metrics that were beyond their bound.
+    `residual` (d,) is what error feedback holds back for later, if there is error feedback.
     """
 
     words: Words
     norm: float
     clipped: bool
     clamped: tuple[str, ...]
+    residual: FloatVector | None = None
 
 
 class Encode(Protocol):

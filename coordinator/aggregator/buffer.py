@@ -19,8 +19,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from coordinator.aggregator.gates import pass_gates
 from coordinator.aggregator.mixing import nnm_trimmed_mean
@@ -41,11 +43,13 @@ from coordinator.events import (
 )
 from coordinator.log_writer import LogWriter
 from shared.codec.flatten import FloatVector
-from shared.codec.quantize import SlotSums, SumFormat, open_mean, open_slots
+from shared.codec.positions import decode_positions
+from shared.codec.quantize import SlotSums, SumFormat, open_mean, open_slots, spread
 from shared.codec.validation import is_validation_slot, read_spreads
 from shared.effects import note
 from shared.errors import RemoteProtocolError
 from shared.modellog.chain import GENESIS, ChainState
+from shared.modellog.listed import encode_listed
 from shared.modellog.reader import weights_digest
 from shared.plan import Plan
 from shared.wire.messages import ChangeEntry, SnapshotEntry, VoidEntry
@@ -124,7 +128,8 @@ class Aggregator:
         form = plan.sum_format(plan.members_max, self._log.chain.clipping_norm)
         accumulator = None
         if plan.aggregation.rule == "mean":
-            accumulator = MeanAccumulator(form.count, len(draw.clients), form.clipping_norm)
+            count = plan.dimension if plan.codec.selection == "top_k" else form.count
+            accumulator = MeanAccumulator(count, len(draw.clients), form.clipping_norm)
         return DrawBuffer(draw, now + plan.round.sums_deadline_s, form, accumulator)
 
     def _on_sum(self, event: GroupSummed) -> Iterator[CoordinatorEffect]:
@@ -132,8 +137,12 @@ class Aggregator:
         if buffer is None or event.draw != buffer.draw.entry or buffer.ended(event.group):
             yield note("sum_dropped", "debug", group=event.group)
             return
+        words, form = event.words, buffer.form
         try:
-            slots = self._open_slots(event, buffer.form)
+            slots = self._open_slots(event, form)
+            if self._plan.codec.selection == "top_k":
+                positions = decode_positions(event.positions, self._plan.dimension, form.count)
+                words, form = spread(words, form, positions, self._plan.dimension)
         except RemoteProtocolError as error:
             buffer.rejected.add(event.group)
             yield note("group_rejected", "warning", group=event.group, clients=event.arrived, reason=error.detail)
@@ -141,9 +150,9 @@ class Aggregator:
         buffer.slots[event.group] = slots
         buffer.clients += len(event.arrived)
         if buffer.accumulator is not None:
-            buffer.accumulator.add(event.words, buffer.form, slots.weight)
+            buffer.accumulator.add(words, form, slots.weight)
         else:
-            buffer.means[event.group] = open_mean(event.words, buffer.form, slots.weight)
+            buffer.means[event.group] = open_mean(words, form, slots.weight)
 
     def _on_given_up(self, event: GroupGivenUp) -> Iterator[CoordinatorEffect]:
         buffer = self._buffer
@@ -184,8 +193,7 @@ class Aggregator:
         plan, aggregate = self._plan, self._aggregate(buffer)
         rate = self._plateau_factor * scheduled_rate(plan.steering, chain.version, plan.round.rounds)
         weights = self._optimizer.step(self._log.weights, self._log.coordinates, aggregate, plan.rescale, rate)
-        sparse = self._log.coordinates is not None and not self._optimizer.touches_all
-        body = np.ascontiguousarray(weights[self._log.coordinates] if sparse else weights, dtype="<f4")
+        where, body = self._change_body(weights)
         entry = ChangeEntry(
             parent=GENESIS,
             term=0,
@@ -194,7 +202,7 @@ class Aggregator:
             groups=tuple(sorted(buffer.slots)),
             weights_sha256=weights_digest(weights),
             clipping_norm=self._next_clipping_norm(buffer, chain.clipping_norm),
-            coordinates="round" if sparse else "all",
+            coordinates=where,
         )
         self._changed_bytes += body.nbytes
         metrics = _mean_metrics(buffer)
@@ -211,6 +219,16 @@ class Aggregator:
                 validation=read_spreads(metrics),
             )
         )
+
+    def _change_body(self, weights: FloatVector) -> tuple[Literal["round", "listed", "all"], npt.NDArray[Any]]:
+        """What an entry has to hold for its readers to come to these weights: as little as can be."""
+        if not self._optimizer.touches_all:
+            if self._log.coordinates is not None:
+                return "round", np.ascontiguousarray(weights[self._log.coordinates], dtype="<f4")
+            listed = encode_listed(self._log.weights, weights) if self._plan.codec.selection == "top_k" else None
+            if listed is not None:
+                return "listed", np.frombuffer(listed, dtype=np.uint8)
+        return "all", np.ascontiguousarray(weights, dtype="<f4")
 
     def _aggregate(self, buffer: DrawBuffer) -> FloatVector:
         if buffer.accumulator is not None:

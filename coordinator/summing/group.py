@@ -74,6 +74,7 @@ class OpenGroup:
     transcript: bytes
     deadline: float
     repeat_at: float
+    positions_bytes: int = 0
     collecting: dict[str, Collecting] = field(default_factory=dict)
     arrived: list[str] = field(default_factory=list)
 
@@ -136,13 +137,13 @@ class SummingStage:
         while self._queued:
             members = self._queued[0].members
             form = plan.sum_format(len(members), chain.clipping_norm)
-            size = len(members) * form.length * form.word_type.itemsize
+            size = len(members) * (form.length * form.word_type.itemsize + plan.positions_bytes)
             if self._open and (len(self._open) + 1) * size > OPEN_BYTES_MAX:
                 return
             group = self._queued.popleft()
             transcript = transcript_of(ground, draw.entry, group.index, draw.version, members)
             step_s = plan.round.group_step_s
-            opened = OpenGroup(group, form, transcript, now + step_s, now + REPEAT_S)
+            opened = OpenGroup(group, form, transcript, now + step_s, now + REPEAT_S, plan.positions_bytes)
             self._open[group.index] = opened
             yield from self._ask(draw, opened)
 
@@ -179,7 +180,7 @@ class SummingStage:
         opened.deadline = max(opened.deadline, now + REPEAT_S)
         if not opened.silent:
             del self._open[index]
-            yield Tell(GroupSummed(draw.entry, index, tuple(opened.arrived), _sum(opened)))
+            yield Tell(GroupSummed(draw.entry, index, tuple(opened.arrived), *_sum(opened)))
             yield from self._open_groups(draw, now)
 
     def _on_tick(self, now: float) -> Iterator[CoordinatorEffect]:
@@ -214,7 +215,7 @@ def _collect(opened: OpenGroup, client: str, words: messages.Words) -> RefusalRe
         return RefusalReason.NOT_ALLOWED
     if words.transcript != opened.transcript:
         return RefusalReason.WRONG_PARENT
-    size = opened.form.length * opened.form.word_type.itemsize
+    size = opened.form.length * opened.form.word_type.itemsize + opened.positions_bytes
     parts = -(-size // PIECE_BYTES_MAX)
     start = words.part * PIECE_BYTES_MAX
     if words.parts != parts or words.part >= parts or len(words.body) != min(PIECE_BYTES_MAX, size - start):
@@ -231,13 +232,14 @@ def _collect(opened: OpenGroup, client: str, words: messages.Words) -> RefusalRe
     return None
 
 
-def _sum(opened: OpenGroup) -> Words:
-    """The members' words added mod 2**b."""
-    vectors = [np.frombuffer(c.buffer, dtype=opened.form.word_type) for c in opened.collecting.values()]
+def _sum(opened: OpenGroup) -> tuple[Words, bytes]:
+    """The members' words added mod 2**b, and the positions behind them: only a group of one has any."""
+    buffers, length = [coming.buffer for coming in opened.collecting.values()], opened.form.length
+    vectors = [np.frombuffer(buffer, dtype=opened.form.word_type, count=length) for buffer in buffers]
     total = vectors[0]
     for vector in vectors[1:]:
         add_words(total, vector)
-    return total
+    return total, bytes(memoryview(buffers[0])[total.nbytes :])
 
 
 def _refused(client: str, reason: RefusalReason, what: str) -> CoordinatorEffect:

@@ -57,7 +57,7 @@ class DemoOptions:
     selection: Annotated[
         str | None,
         Option(
-            help="Which coordinates: random, restricted (training moves only these) or dense.",
+            help="Which coordinates: random, restricted (training moves only these), top_k (each its own) or dense.",
             show_default="random; dense at density 1",
         ),
     ] = None

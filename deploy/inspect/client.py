@@ -23,7 +23,7 @@ from worker.stored_update import StoredUpdate, TaskId
 _TRIES = 20
 _IDENTITY, _LEDGER = "identity.json", "ledger.log"
 # The ledger last: what the slots say of it was written before them.
-_FILES = (_IDENTITY, "update.0", "update.1", "progress.0", "progress.1", _LEDGER)
+_FILES = (_IDENTITY, "update.0", "update.1", "progress.0", "progress.1", "residual.0", "residual.1", _LEDGER)
 
 
 @dataclass(frozen=True, slots=True)

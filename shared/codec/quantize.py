@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -260,3 +260,22 @@ def open_mean(words: Words, form: SumFormat, weight: float, out: FloatVector | N
         np.multiply(signed[start : start + BLOCK], factor, out=part, dtype=np.float64)
         np.copyto(out[start : start + BLOCK], part, casting="same_kind")
     return out
+
+
+def spread(words: Words, form: SumFormat, positions: npt.NDArray[np.int64], dimension: int) -> tuple[Words, SumFormat]:
+    """Put values that belong at `positions` into words over all `dimension` coordinates, zero everywhere else.
+
+    Args:
+        words: (length,) a group's words.
+        form: what they mean.
+        positions: (k,) distinct, below `dimension`.
+        dimension: d.
+
+    Returns:
+        (d + slots,) words, and what these mean.
+    """
+    whole = replace(form, count=dimension)
+    result: Words = np.zeros(whole.length, dtype=whole.word_type)
+    result[positions] = words[: form.count]
+    result[dimension:] = words[form.count :]
+    return result, whole

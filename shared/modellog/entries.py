@@ -151,6 +151,12 @@ def assemble(entry: Entry, buffer: PieceBuffer, count: int) -> np.ndarray | None
     return values
 
 
+def join(entry: Entry, buffer: PieceBuffer, bytes_max: int) -> bytes | None:
+    """The body of an entry as it is, or None if it is not there or larger than `bytes_max`."""
+    size = body_size(entry, buffer)
+    return b"".join(_bodies(entry, buffer)) if size is not None and size <= bytes_max else None
+
+
 def holds(entry: Entry, buffer: PieceBuffer, values: np.ndarray) -> bool:
     """Whether the body of an entry is exactly these float32 values; no copies."""
     mine = np.ascontiguousarray(values, dtype="<f4").view(np.uint8)

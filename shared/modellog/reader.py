@@ -19,7 +19,8 @@ import numpy as np
 from shared.codec.coordinates import random_seed, select_coordinates
 from shared.errors import PlanError, RefusalReason, RemoteProtocolError
 from shared.modellog.chain import ChainState, advance, begin, judge
-from shared.modellog.entries import PieceBuffer, SealedEntry, assemble, body_size, holds
+from shared.modellog.entries import PieceBuffer, SealedEntry, assemble, body_size, holds, join
+from shared.modellog.listed import decode_listed
 from shared.plan import Plan, decode_plan
 from shared.wire.framing import Opened, Opener, split_batch
 from shared.wire.messages import ChangeEntry, Entry, Mark, Piece, SnapshotEntry
@@ -174,15 +175,26 @@ class LogReader:
                     return RefusalReason.WRONG_SIZE
                 self.plan = plan
             case ChangeEntry():
-                positions = self.coordinates if entry.coordinates == "round" else None
-                if entry.coordinates == "round" and positions is None:
+                if not self._allows(entry):
                     return RefusalReason.NOT_ALLOWED
+                positions = self.coordinates if entry.coordinates == "round" else None
                 weights = self._new_weights(entry, digest, positions, self.weights.size)
                 if weights is None:
                     return RefusalReason.WRONG_SIZE
                 self.weights = weights
                 self._choose_coordinates(digest)
         return None
+
+    def _allows(self, entry: ChangeEntry) -> bool:
+        """Whether this federation has changes at such positions."""
+        assert self.plan is not None
+        match entry.coordinates:
+            case "round":
+                return self.coordinates is not None
+            case "listed":
+                return self.plan.codec.selection == "top_k"
+            case _:
+                return True
 
     def _same_plan(self, entry: SnapshotEntry) -> Plan | None:
         """The plan of a snapshot if it is ours; its number of rounds may be another, and counts from here on."""
@@ -198,7 +210,13 @@ class LogReader:
         """The weights that an entry leads to, as an array of their own, or None if its body is not what it says."""
         if self._expected is not None and self._expected[0] == digest and body_size(entry, self._pieces) is not None:
             return self._expected[1]
-        values = assemble(entry, self._pieces, dimension if positions is None else positions.size)
+        values: np.ndarray | None
+        if isinstance(entry, ChangeEntry) and entry.coordinates == "listed":
+            body = join(entry, self._pieces, self.weights.nbytes)
+            listed = None if body is None else decode_listed(body, dimension)
+            positions, values = (None, None) if listed is None else listed
+        else:
+            values = assemble(entry, self._pieces, dimension if positions is None else positions.size)
         if values is None:
             return None
         if positions is not None:
@@ -213,11 +231,11 @@ class LogReader:
 
 
 def round_coordinates(plan: Plan, version_head: bytes) -> np.ndarray | None:
-    """The k positions that the clients of a round send (sorted), or None for all.
+    """The k positions that the clients of a round send (sorted), or None for all, or for those that each chooses.
 
     They are seeded by the entry that made the version, so every client knows them before it trains.
     """
-    if plan.codec.selection == "dense":
+    if plan.codec.selection in ("dense", "top_k"):
         return None
     seed = random_seed(version_head, "round coordinates")
     return select_coordinates(seed, plan.dimension, plan.coordinate_count)

@@ -270,7 +270,8 @@ class DrawEntry(Entry):
 class ChangeEntry(Entry):
     """The step from `version − 1` to `version`; the body holds new weights (float32 little endian).
 
-    `coordinates` says at which positions: those of the round (values only, the positions are implied), or all.
+    `coordinates` says at which positions: those of the round (values only, the positions are implied), those that the
+    body lists in front of them (`shared.modellog.listed`), or all.
     """
 
     kind: ClassVar[Kind] = Kind.CHANGE
@@ -280,7 +281,7 @@ class ChangeEntry(Entry):
     groups: Annotated[tuple[GroupIndex, ...], Field(min_length=1, max_length=GROUPS_MAX)]
     weights_sha256: Hash
     clipping_norm: Annotated[float, Field(gt=0)]
-    coordinates: Literal["round", "all"]
+    coordinates: Literal["round", "listed", "all"]
 
 
 class VoidEntry(Entry):

@@ -21,9 +21,11 @@ from coordinator.events import (
     StepTaken,
     Tick,
 )
+from shared.codec.positions import encode_positions, largest
 from shared.codec.validation import slot_values, validation_slots
 from shared.effects import Append
 from shared.modellog.chain import GENESIS
+from shared.modellog.listed import listed_size
 from shared.plan import Plan
 from shared.wire.messages import ChangeEntry, DrawEntry, SnapshotEntry, VoidEntry
 from tests.builders import tiny_plan
@@ -466,3 +468,60 @@ def test_a_step_says_what_clients_measured_apart_from_their_training() -> None:
     assert set(step.train_metrics) == {"loss"}
     spread = step.validation["loss"]
     assert (spread.mean, spread.deviation, spread.share) == pytest.approx((2.0, 1.0, 2 / 3), abs=1e-3)
+
+
+# ── positions of the clients' own choice ────────────────────────────────────────────────────────────────────────────
+
+
+def top_k_plan(rule: str = "mean", dimension: int = 256) -> Plan:
+    codec = {"selection": "top_k", "density": 4 / dimension, "bits": 32, "clipping_norm": 99.0}
+    return tiny_plan(dimension, codec=codec, aggregation={"rule": rule, "trim": 0})
+
+
+def own_sum(buffering: Buffering, group: int, update: np.ndarray, weight: float = 1.0, **fields: Any) -> GroupSummed:
+    plan, positions = buffering.desk.plan, largest(update.astype(np.float32), 4)
+    form = plan.sum_format(1, buffering.desk.chain.clipping_norm)
+    source = np.random.default_rng(group)
+    prepared = prepare_words(update.astype(np.float32), positions, form, weight=weight, metrics={}, source=source)
+    sent = {"words": prepared.words, "positions": encode_positions(positions, plan.dimension)}
+    return GroupSummed(**{"draw": buffering.draw, "group": group, "arrived": (f"client-{group}",), **sent, **fields})
+
+
+@pytest.mark.parametrize("rule", ["mean", "trimmed-mean", "nnm-trimmed-mean"])
+def test_values_count_where_their_client_says_and_zero_elsewhere(rule: str) -> None:
+    buffering = Buffering(top_k_plan(rule))
+    buffering.make_draw()
+    dense = np.zeros((3, 256))
+    for group in range(3):
+        dense[group, [group, 10, 20 + group, 255]] = np.array([1.0, -2.0, 0.5, 3.0]) * (group + 1)
+
+    weights = [1.0, 0.5, 0.25]
+    sums = [own_sum(buffering, group, dense[group], weights[group]) for group in (2, 0, 1)]
+    effects = [effect for arrived in sums for effect in buffering.handle(arrived)]
+    (change,) = entries(effects)
+    buffering.read_back(effects)
+
+    expected = np.average(dense, axis=0, weights=weights) if rule == "mean" else dense.mean(axis=0)
+    np.testing.assert_allclose(buffering.desk.log.weights, expected, atol=1e-5)
+    assert change.coordinates == "listed"
+    assert len(change.body) == listed_size(256, int(np.count_nonzero(expected)))
+
+
+def test_where_nearly_everything_changes_no_positions_are_listed() -> None:
+    buffering = Buffering(top_k_plan(dimension=6), groups=2)
+    buffering.make_draw()
+    update = np.arange(1.0, 7.0)
+    effects = [e for g in range(2) for e in buffering.handle(own_sum(buffering, g, update[:: 1 - 2 * g]))]
+    (change,) = entries(effects)
+    assert (change.coordinates, len(change.body)) == ("all", 4 * 6)
+
+
+@pytest.mark.parametrize("positions", [b"", bytes(3), b"\xff" * 12, bytes(10_000)])
+def test_malformed_positions_make_a_rejected_group(positions: bytes) -> None:
+    buffering = Buffering(top_k_plan())
+    buffering.make_draw()
+    effects = buffering.handle(own_sum(buffering, 0, np.ones(256), positions=positions))
+    assert notes(effects) == ["group_rejected"]
+    for group in (1, 2):
+        effects = (*effects, *buffering.handle(own_sum(buffering, group, np.ones(256))))
+    assert [step.groups_rejected for step in told(effects) if isinstance(step, StepTaken)] == [1]

@@ -104,6 +104,23 @@ def test_a_job_sends_every_member_its_roster_before_the_draw_is_read_back() -> N
     ]
 
 
+def test_positions_behind_the_words_are_handed_on_as_they_came() -> None:
+    plan = tiny_plan(64, codec={"selection": "top_k", "density": 0.1})
+    stage = Stage(plan=plan)
+    stage.handle(stage.jobs[0])
+    client = stage.desk.clients[0]
+    (good,) = stage.words(client)
+    positions = bytes(range(plan.positions_bytes))
+    for wrong in (b"", positions[:-1], positions + b"x"):
+        (refused,) = stage.handle(WordsArrived(client, good.words.model_copy(update={"body": good.words.body + wrong})))
+        assert refused.fields["reason"] == RefusalReason.WRONG_SIZE
+
+    whole = good.words.model_copy(update={"body": good.words.body + positions})
+    (summed,) = sums(stage.handle(WordsArrived(client, whole)))
+    assert summed.positions == positions
+    assert np.array_equal(summed.words, stage.vector(client))
+
+
 def test_words_become_a_sum() -> None:
     stage = Stage()
     stage.handle(stage.jobs[0])

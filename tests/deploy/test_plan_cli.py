@@ -14,6 +14,7 @@ from coordinator.dry_run import foresee
 from deploy.cli import app
 from deploy.federation_keys import make_federation_keys
 from shared.errors import ComitiaError, PlanError, SettingsError
+from shared.modellog.listed import encode_listed
 from shared.plan import make_plan
 from shared.wire.framing import split_batch
 from shared.wire.messages import PIECE_BYTES_MAX, ChangeEntry, Offer, SnapshotEntry, Words
@@ -105,9 +106,10 @@ def test_json_without_check_is_refused() -> None:
         run("--json", "--clients", 20)
 
 
-def test_the_bytes_are_those_of_a_real_run() -> None:
+@pytest.mark.parametrize("selection", ["random", "top_k"])
+def test_the_bytes_are_those_of_a_real_run(selection: str) -> None:
     workload = TinyWorkload(features=4000)
-    codec = {"selection": "random", "density": 0.1, "bits": 16, "clipping_norm": 20.0}
+    codec = {"selection": selection, "density": 0.1, "bits": 16, "clipping_norm": 20.0}
     federation = FederationRun(workload=workload, plan={"codec": codec})
     federation.run()
     foreseen = foresee(federation.plan, 4)
@@ -188,3 +190,22 @@ def test_restricted_training_that_reaches_too_far_is_warned_about(
     monkeypatch.setenv("COMITIA_TRAINING", json.dumps({"optimizer": {"name": "SGD", "options": {"lr": 100 * rate}}}))
     monkeypatch.setenv("COMITIA_WEIGHT_RECORDS_MAX", "16")
     assert "warning: restricted" in run("--check", "--clients", 5)
+
+
+@pytest.mark.parametrize("clients", [3, 12])
+def test_changes_of_top_k_list_positions_while_that_is_smaller(clients: int) -> None:
+    plan = tiny_plan(50_000, codec={"selection": "top_k", "density": 0.1})
+    book = LogBook(make_federation(3), plan)
+    book.snapshot()
+    book.draw(groups=clients)
+    after = np.zeros(50_000, np.float32)
+    after[: clients * 5_000] = 1.0
+    body = encode_listed(book.reader.weights, after)
+    change, _ = book.change_draft(after, groups=tuple(range(clients)))
+    if body is not None:
+        change = change.model_copy(update={"coordinates": "listed"})
+    before = sum(map(len, book.stream))
+    book.append(change, after if body is None else np.frombuffer(body, np.uint8))
+
+    assert (body is None) == (clients == 12)
+    assert foresee(plan, clients).change_bytes_down == pytest.approx(sum(map(len, book.stream)) - before, abs=16)

@@ -55,6 +55,15 @@ def test_the_defaults_are_a_sound_plan() -> None:
             "codec.density=0.5 has no effect with selection 'dense'; set it to 1",
         ),
         (
+            {"codec": {"selection": "top_k"}, "aggregation": {"rule": "median", "trim": 0}},
+            "aggregation.rule='median' is zero wherever fewer than half of the clients sent a value, so with "
+            "codec.selection 'top_k' little or nothing is learned; use another rule",
+        ),
+        (
+            {"codec": {"selection": "top_k", "density": 1.0}},
+            "codec.density=1.0 lets 'top_k' send every value; use the selection 'dense'",
+        ),
+        (
             {"dimension": 10**9, "codec": {"bits": 16}},
             "codec.bits=16: rounding 100000000 values in groups of up to 1 would add noise above 5 % of the clipping "
             "norm; use 32",

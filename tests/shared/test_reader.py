@@ -14,6 +14,7 @@ from shared.errors import PlanError, RefusalReason
 from shared.modellog import reader as reader_module
 from shared.modellog.chain import ChainState
 from shared.modellog.entries import SealedEntry, seal_entry
+from shared.modellog.listed import encode_listed, listed_size
 from shared.modellog.reader import Accepted, LogEvent, LogReader, Marked, Skipped, round_coordinates, weights_digest
 from shared.plan import Plan
 from shared.wire.framing import pack_batches
@@ -495,3 +496,66 @@ def test_interleaved_writers_leave_one_chain_for_every_reader(order: list[bool])
     for event in accepted:
         if isinstance(event.entry, SnapshotEntry):
             assert state_of(read(book.stream, event.first_offset)[0]) == state_of(everything)
+
+
+# ── positions that a change lists ──
+
+TOP_K = tiny_plan(64, codec={"selection": "top_k", "density": 0.1})
+
+
+def listed_change(book: LogBook, body: bytes, after: np.ndarray) -> list[bytes]:
+    change, _ = book.change_draft(after)
+    change = change.model_copy(update={"coordinates": "listed", "weights_sha256": weights_digest(after)})
+    return list(book.seal(change, body).frames())
+
+
+@settings(max_examples=40)
+@given(st.sets(st.integers(0, 63), max_size=60), st.integers(0, 1 << 32))
+def test_a_change_that_lists_its_positions_leads_to_the_writers_weights(positions: set[int], seed: int) -> None:
+    book = log_of(TOP_K)
+    book.draw()
+    after = book.reader.weights.copy()
+    after[sorted(positions)] = np.random.default_rng(seed).standard_normal(len(positions), dtype=np.float32)
+    body = encode_listed(book.reader.weights, after)
+    if body is None:
+        assert listed_size(64, len(positions)) >= after.nbytes
+        return
+
+    assert len(body) == listed_size(64, len(positions)) < after.nbytes
+    book.write(*listed_change(book, body, after))
+    assert book.chain.version == 1
+    assert book.reader.weights.tobytes() == after.tobytes()
+
+
+@pytest.mark.parametrize("case", ["truncated", "longer", "count", "positions", "as long as the model", "empty"])
+def test_a_malformed_list_is_no_change(case: str) -> None:
+    book = log_of(TOP_K)
+    book.draw()
+    after = book.reader.weights.copy()
+    after[[3, 9, 40]] = 1.5
+    body = encode_listed(book.reader.weights, after)
+    assert body is not None
+    forged = {
+        "truncated": body[:-1],
+        "longer": body + b"\0",
+        "count": b"\xff\xff\xff\xff" + body[4:],
+        "positions": body[:4] + b"\xff" + body[5:],
+        "as long as the model": bytes(after.nbytes),
+        "empty": b"",
+    }[case]
+    book.write(*listed_change(book, forged, after))
+    assert book.chain.version == 0
+
+    book.write(*listed_change(book, body, after))
+    assert book.chain.version == 1
+
+
+def test_only_top_k_lists_positions() -> None:
+    book = log_of(DENSE)
+    book.draw()
+    after = book.reader.weights.copy()
+    after[0] = 1.5
+    body = encode_listed(book.reader.weights, after)
+    assert body is not None
+    book.write(*listed_change(book, body, after))
+    assert book.chain.version == 0

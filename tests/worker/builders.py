@@ -35,7 +35,7 @@ from worker.events import (
     WorkerEffect,
 )
 from worker.signs_of_life import Phase
-from worker.state import ClientState
+from worker.state import ClientState, commit
 from worker.storage import MemoryStorage
 
 E = TypeVar("E")
@@ -88,6 +88,7 @@ class Client:
             counter=self.state.counter,
             last_task=self.state.last_task,
             unspent=self.state.unspent(),
+            residual=self.state.residual(),
         )
         self.history: list[WorkerEffect] = []
 
@@ -110,9 +111,12 @@ class Client:
                     event = UpdateSaved(self.state.save_update(values, meta).update_id)
                 case RaiseCounter():
                     event = CounterRaised(self.state.next_counter())
-                case SpendUpdate(update_id):
-                    self.state.spend(update_id)
+                case SpendUpdate(update_id, residual):
+                    commit([self.state.stage_spend(update_id, residual)])
                     event = UpdateSpent(self.state.counter)
+                case DropUpdate(residual) if residual is not None:
+                    self.state.fold_update(residual)
+                    continue
                 case DropUpdate():
                     self.state.drop_update()
                     continue

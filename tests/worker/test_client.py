@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.codec.positions import decode_positions
 from shared.codec.quantize import open_mean, open_slots, read_words
 from shared.effects import Publish, Settle
 from shared.errors import RefusalReason
@@ -109,6 +110,40 @@ def test_only_restricted_training_is_told_the_rounds_coordinates(selection: str)
     coordinates = client.book.reader.coordinates
     assert coordinates is not None
     assert order.coordinates is (coordinates if selection == "restricted" else None)
+
+
+TOP_K = {"selection": "top_k", "density": 0.25, "bits": 32, "clipping_norm": 4.0}
+
+
+def test_with_top_k_the_largest_values_leave_with_their_positions_and_the_rest_stays_owed() -> None:
+    client = Client(client_plan(codec=TOP_K))
+    plan, form = client.book.plan, client.book.plan.sum_format(1, 4.0)
+    effects, _ = client.to_in_group()
+    (words,) = words_of(client, effects)
+    (spend,) = only(SpendUpdate, client.history)
+    update = only(SaveUpdate, client.history)[0].values
+
+    body = memoryview(words.body)
+    vector = read_words(body[: -plan.positions_bytes], form)
+    positions = decode_positions(body[-plan.positions_bytes :], plan.dimension, 2)
+    assert positions.tolist() == sorted(np.argsort(-np.abs(update), kind="stable")[:2].tolist())
+    weight = open_slots(vector, form, 1).weight
+    np.testing.assert_allclose(open_mean(vector, form, weight), update[positions], atol=1e-6)
+    owed = 0.9 * update
+    owed[positions] = 0
+    np.testing.assert_allclose(spend.residual, owed, atol=1e-6)
+    assert np.array_equal(client.state.residual(), spend.residual)
+
+    # The next update is late: nothing of it has left, so all of it is owed, also by the process that comes after.
+    client.change()
+    late = client.trained(client.do(LogMoved()))
+    client.do(late)
+    client.book.step(np.ones(D, np.float32))
+    (drop,) = only(DropUpdate, client.do(LogMoved()))
+    np.testing.assert_allclose(drop.residual, 0.9 * (owed + late.values), atol=1e-6)
+    client.start()
+    assert client.state.unspent() is None
+    assert np.array_equal(client.state.residual(), drop.residual)
 
 
 def test_after_the_last_round_nothing_is_trained() -> None:
