@@ -59,7 +59,7 @@ def check_spending(run: FederationRun, messages: Sequence[tuple[str, Message]]) 
         marks = ledger_of(run, client)
         left = [bodies for (sender, _), bodies in vectors.items() if sender == client]
         assert len({mark.update for mark in marks}) == len(marks) >= len(left)
-        words = [read_words(body, form) for bodies in left for body in bodies]
+        words = [read_words(body[: len(body) - run.plan.positions_bytes], form) for bodies in left for body in bodies]
         updates = [open_mean(one, form, open_slots(one, form, 1).weight) for one in words]
         for index, update in enumerate(updates):
             for other in updates[:index]:
@@ -129,6 +129,31 @@ def test_sparse_updates_move_the_rounds_coordinates_only() -> None:
     assert [np.count_nonzero(after - before) for before, after in itertools.pairwise(weights)] == [16] * 5
 
 
+def test_restricted_training_makes_updates_that_are_sent_whole() -> None:
+    workload = TinyWorkload(features=63)
+    run = FederationRun(workload=workload, plan={"codec": {"selection": "restricted", "density": 0.25, "bits": 32}})
+    run.run()
+
+    _, weights = run.read_log()
+    for version, (before, after) in enumerate(itertools.pairwise(weights)):
+        moved = set(np.flatnonzero(after != before))
+        updates = [outcome.values for _, outcome in run.updates if outcome.task.version == version]
+        assert len(moved) == 16
+        assert all(set(np.flatnonzero(update)) == moved for update in updates)
+
+
+def test_what_top_k_held_back_is_in_the_model_in_the_end() -> None:
+    codec = {"selection": "top_k", "density": 0.05, "bits": 32, "clipping_norm": 20.0}
+    run = FederationRun(workload=TinyWorkload(features=63), plan={"codec": codec, "round": {"rounds": 20}})
+    run.run()
+
+    check_all(run)
+    _, weights = run.read_log()
+    steps = [np.count_nonzero(after != before) for before, after in itertools.pairwise(weights)]
+    assert max(steps) <= 4 * 3, "three values from each of four clients"
+    assert np.count_nonzero(weights[-1] != weights[0]) >= 40, "what is small waits for its turn"
+
+
 def test_a_cohort_trains_and_the_others_rest() -> None:
     run = FederationRun(clients=6, processes=3, plan={"round": {"cohort_size": 3, "rounds": 6}})
     run.run()
@@ -154,7 +179,10 @@ def test_whatever_happens_every_version_is_reached_once(seed: int) -> None:
         connection_loss=0.01,
         outage_max_s=1.5,
     )
-    run = FederationRun(clients=3 + seed % 3, processes=2, faults=faults, plan={"round": {"min_clients": 3}}, seed=seed)
+    plan: dict[str, Any] = {"round": {"min_clients": 3}}
+    if seed % 4 == 3:
+        plan["codec"] = {"selection": "top_k", "density": 0.5, "bits": 32, "clipping_norm": 20.0}
+    run = FederationRun(clients=3 + seed % 3, processes=2, faults=faults, plan=plan, seed=seed)
     chance = run.chance
     run.duration_s = lambda: chance.uniform(0.0, 1.0)
     run.tamper = lambda trained: unlike_others(trained, chance)
