@@ -59,6 +59,7 @@ def run_coordinator(settings: CoordinatorSettings) -> None:
                 weights,
                 output,
                 session=session,
+                clock_us=lambda: time.time_ns() // 1000,
                 telemetry=Telemetry(process="coordinator", federation=plan.federation),
             )
             broker = transport.connect()

@@ -31,6 +31,7 @@ from shared.wire.messages import (
     Message,
     Offer,
     Piece,
+    RunState,
     SnapshotEntry,
     Words,
 )
@@ -266,4 +267,6 @@ def _snapshot(plan: Plan) -> SnapshotEntry:
         clipping_norm=plan.codec.clipping_norm,
         plan=plan.encode(),
         directory_digest=HASH,
+        run=RunState.RUNNING,
+        controlled_us=0,
     )

@@ -10,7 +10,7 @@ from coordinator.aggregator.convergence import Evaluation
 from shared.codec.validation import Spread
 from shared.effects import Effect, Receipt
 from shared.modellog.reader import Accepted
-from shared.wire.messages import GroupJob, Offer, Status, Words
+from shared.wire.messages import Control, GroupJob, Offer, Status, Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,15 @@ class WordsArrived:
 
     client: str
     words: Words
+
+
+@dataclass(frozen=True, slots=True)
+class ControlArrived:
+    """A verified command of the operator; `received_us` is the wall clock then (microseconds since 1970)."""
+
+    control: Control
+    received_us: int
+    receipt: Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +139,11 @@ class RateLowered:
 
 
 @dataclass(frozen=True, slots=True)
+class RunStopped:
+    """The operator wants the run to end, and no round is under way any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClientLost:
     """A client missed a deadline or fell silent; `phase` is the last one it gave a sign of."""
 
@@ -148,6 +162,7 @@ Event = (
     | StatusArrived
     | JobArrived
     | WordsArrived
+    | ControlArrived
     | TookOffice
     | EntryAccepted
     | DrawMade
@@ -156,6 +171,7 @@ Event = (
     | StepTaken
     | EvaluationFinished
     | RateLowered
+    | RunStopped
     | ClientLost
     | Tick
 )

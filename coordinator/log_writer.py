@@ -14,7 +14,7 @@ from shared.modellog.chain import GENESIS, ChainState
 from shared.modellog.entries import SealedEntry, Sealer, seal_entry
 from shared.modellog.reader import Accepted, LogEvent, LogReader, Skipped, weights_digest
 from shared.plan import Plan
-from shared.wire.messages import Entry, SnapshotEntry
+from shared.wire.messages import Entry, RunState, SnapshotEntry
 
 
 class Fenced(ComitiaError):
@@ -81,6 +81,8 @@ class LogWriter:
             clipping_norm=chain.clipping_norm if chain else self._plan.codec.clipping_norm,
             plan=self._plan.encode(),
             directory_digest=self._directory_digest,
+            run=chain.run if chain else RunState.RUNNING,
+            controlled_us=chain.controlled_us if chain else 0,
         )
         body = np.ascontiguousarray(weights, dtype="<f4")
         return self.append(entry, body, weights=None if chain else weights)

@@ -8,13 +8,15 @@ While the broker is away the machines' time stands still: nobody is late or sile
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from coordinator.aggregator.buffer import Aggregator
+from coordinator.control import RunControl
 from coordinator.events import (
+    ControlArrived,
     CoordinatorEffect,
     EntryAccepted,
     Evaluate,
@@ -56,7 +58,7 @@ from shared.transport.port import (
     TransportEvent,
 )
 from shared.wire.framing import Opener, seal
-from shared.wire.messages import GroupJob, Message, Offer, Status, Words
+from shared.wire.messages import Control, GroupJob, Message, Offer, Status, Words
 from shared.wire.topology import Names, federation_topology, groups_queue, log_queue, offers_queue, stage_queue
 
 OFFERS_PREFETCH_MIN = 1_000
@@ -111,6 +113,7 @@ class CoordinatorService:
         output: Output,
         *,
         session: bytes,
+        clock_us: Callable[[], int],
         telemetry: Telemetry,
     ) -> None:
         """
@@ -122,6 +125,7 @@ class CoordinatorService:
             initial_weights: float32 (d,), used if the federation is new.
             output: evaluations and models.
             session: 16 fresh random bytes; also names the stage's queue.
+            clock_us: wall clock in microseconds since 1970, for the age of the operator's commands.
             telemetry: takes the machines' notes.
 
         Raises:
@@ -135,6 +139,7 @@ class CoordinatorService:
         self._opener = Opener(plan.federation_id, keys_of(directory), VerificationCache())
         self._stage_id = f"stage-{session.hex()[:12]}"
         self._session = session
+        self._clock_us = clock_us
         self._clients = directory.active_clients()
 
         def seal_as_coordinator(message: Message) -> bytes:
@@ -154,6 +159,7 @@ class CoordinatorService:
         self._machines = (
             # First: a snapshot that is due behind a change is written before the next draw, which may follow at once.
             aggregator,
+            RunControl(writer),
             Scheduler(plan, sites, writer, seal_as_coordinator),
             SummingStage(self._stage_id, plan, self.log, directory.digest(), seal_as_coordinator),
             self._record,
@@ -266,6 +272,8 @@ class CoordinatorService:
                 return OfferArrived(opened.sender, offer, opened.digest, one.receipt)
             case Status() as status if queue == self._names.offers:
                 return StatusArrived(opened.sender, status)
+            case Control() as control if queue == self._names.offers:
+                return ControlArrived(control, self._clock_us(), one.receipt)
             case GroupJob() as job if queue == self._names.groups:
                 return JobArrived(job, one.receipt)
             case Words() as words if queue == self._names.stage(self._stage_id):

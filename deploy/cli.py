@@ -10,7 +10,7 @@ from dotenv import load_dotenv
 
 from coordinator.cli import coordinator
 from coordinator.settings import CoordinatorSettings
-from deploy import keys_cli
+from deploy import keys_cli, run_control_cli
 from deploy.definitions_cli import definitions
 from deploy.demo.cli import attacking_worker, demo, doomed_worker, simulate
 from deploy.export_cli import export
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(simulate)
 stack_cli.mount(app)
+run_control_cli.mount(app)
 app.command()(coordinator)
 app.add_typer(worker_cli.app, name="worker")
 app.add_typer(keys_cli.app, name="keys")

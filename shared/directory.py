@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from shared.crypto.signing import SIGNATURE_BYTES, Purpose, SigningKey, VerifyingKey
 from shared.errors import DirectoryError, RefusalReason, RemoteProtocolError
-from shared.identity import COORDINATOR, ClientId, Name
+from shared.identity import COORDINATOR, OPERATOR, ClientId, Name
 
 DIRECTORY_BYTES_MAX = 32 << 20
 """About 250,000 clients; larger files are refused unread."""
@@ -110,6 +110,8 @@ class Directory(_Record):
     def _coherent(self) -> Directory:
         if COORDINATOR in self.clients:
             raise ValueError(f"no client may be called {COORDINATOR!r}")
+        if OPERATOR in self.sites:
+            raise ValueError(f"no site may be called {OPERATOR!r}")
         homeless = sorted(name for name, client in self.clients.items() if client.site not in self.sites)
         if homeless:
             raise ValueError(f"the site of client {homeless[0]!r} is not in the directory")

@@ -21,3 +21,6 @@ ModelVersion: TypeAlias = int
 
 COORDINATOR = "coordinator"
 """The sender name of every message that the coordinator's key signs; no client may be enrolled under it."""
+
+OPERATOR = "operator"
+"""Stands for the federation's operator where a site's name stands in routing keys; no site may be called so."""

@@ -26,6 +26,7 @@ from shared.wire.messages import (
     Entry,
     Message,
     Offer,
+    RunState,
     SnapshotEntry,
     Status,
     TermEntry,
@@ -220,6 +221,8 @@ class LogBook:
             clipping_norm=chain.clipping_norm if chain else self.plan.codec.clipping_norm,
             plan=self.plan.encode(),
             directory_digest=self.federation.directory.digest(),
+            run=chain.run if chain else RunState.RUNNING,
+            controlled_us=chain.controlled_us if chain else 0,
         )
         return entry, np.ascontiguousarray(weights, dtype="<f4")
 

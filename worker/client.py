@@ -44,7 +44,7 @@ from shared.modellog.chain import ChainState
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
 from shared.wire.framing import digest_of
-from shared.wire.messages import Message, Offer, Roster
+from shared.wire.messages import Message, Offer, Roster, RunState
 from shared.wire.topology import Names
 from worker.events import (
     CounterRaised,
@@ -222,7 +222,7 @@ class ClientMachine:
             if self._unspent.meta.trained_head == chain.version_head:
                 self.phase = Phase.OFFERING
                 yield RaiseCounter()
-        elif self._may_train(present, plan):
+        elif chain.run is not RunState.PAUSED and self._may_train(present, plan):
             self.phase, self._last_task = Phase.TRAINING, present
             restricted = plan.codec.selection == "restricted"
             yield Train(present, self._log.weights, self._log.coordinates if restricted else None)

@@ -18,6 +18,9 @@ stragglers is over, or at the round's deadline. Below `min_offers` there is no d
     any        OfferArrived                           -          pooled, held (next round), or refused with a reason
     any        StatusArrived                          -          the roll; a task for who joins or has no log yet
     any        GroupGivenUp, silence                  -          the clients are lost until they are heard again
+    any        run entry: paused                      -          a draw under way goes on; nothing else begins
+    any        run entry: running                     -          a round that was paused has its whole time again
+    any        run entry: stopping                    -          told when the round under way, if any, is over
 
 Gathering needs as many live clients as one draw needs, and at first that `min_clients` have been heard of: one that
 cannot train has come too. A session that takes over an old federation waits for them until the deadline only. With a
@@ -41,6 +44,7 @@ from coordinator.events import (
     Event,
     GroupGivenUp,
     OfferArrived,
+    RunStopped,
     StatusArrived,
     Tell,
     Tick,
@@ -56,7 +60,7 @@ from shared.errors import RefusalReason
 from shared.modellog.chain import ChainState
 from shared.modellog.entries import Sealer
 from shared.plan import Plan
-from shared.wire.messages import ChangeEntry, DrawEntry, Offer, Task, VoidEntry
+from shared.wire.messages import ChangeEntry, DrawEntry, Offer, RunEntry, RunState, Task, VoidEntry
 from shared.wire.topology import Names
 
 DEADLINE_MEDIANS = 3.0
@@ -100,6 +104,8 @@ class Scheduler:
         self._round: Round | None = None
         self._draw: Draw | None = None
         self._gathering = True
+        self._paused = False
+        self._stop_at: int | None = None
         self._deadline_s = plan.round.round_deadline_s
 
     @property
@@ -117,7 +123,7 @@ class Scheduler:
             case WordsArrived():
                 effects = self._on_words(event, now)
             case TookOffice():
-                effects = self._open_round(now)
+                effects = self._begin(now)
             case EntryAccepted():
                 effects = self._on_entry(event, now)
             case GroupGivenUp():
@@ -199,8 +205,45 @@ class Scheduler:
             case VoidEntry(reason=reason):
                 yield note("draw_void", "warning", reason=reason)
                 yield from self._next_round(now)
+            case RunEntry() as entry:
+                yield from self._on_run(entry, now)
             case _:
                 return
+
+    # ── the operator's word ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, now: float) -> Iterator[CoordinatorEffect]:
+        chain = self._chain()
+        assert chain is not None
+        if chain.run is RunState.PAUSED:
+            self._paused = True
+            yield note("run_paused", version=chain.version)
+        yield from self._open_round(now)
+
+    def _on_run(self, entry: RunEntry, now: float) -> Iterator[CoordinatorEffect]:
+        was_paused, self._paused = self._paused, entry.run is RunState.PAUSED
+        self._stop_at = None
+        match entry.run:
+            case RunState.PAUSED:
+                yield note("run_paused", version=entry.version)
+            case RunState.RUNNING:
+                yield note("run_resumed", version=entry.version)
+                yield from self._reopen(now)
+            case RunState.STOPPING:
+                under_way = not (was_paused or self._gathering)
+                self._stop_at = entry.version + 1 if under_way else entry.version
+                yield note("run_stopping", version=entry.version)
+
+    def _reopen(self, now: float) -> Iterator[CoordinatorEffect]:
+        """The round that was paused begins anew, with the offers that are there."""
+        chain, current = self._chain(), self._round
+        if chain is None or current is None or chain.draw is not None:
+            return
+        current.started_at, current.deadline, current.quorum_at = now, now + self._deadline_s, None
+        current.said_waiting = False
+        current.offer_times.clear()
+        if not self._gathering:
+            yield from self._choose_cohort(current, chain)
 
     # ── rounds ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -250,6 +293,11 @@ class Scheduler:
         if chain is None or current is None or chain.draw is not None or not self._writer.ready:
             return
         if self._finished(chain):
+            return
+        if self._stop_at is not None and (self._gathering or chain.version >= self._stop_at):
+            yield Tell(RunStopped())
+            return
+        if self._paused:
             return
         if self._gathering:
             yield from self._gather(current, chain, now)

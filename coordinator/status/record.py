@@ -24,6 +24,7 @@ from coordinator.events import (
     Finish,
     KeepModel,
     RateLowered,
+    RunStopped,
     StepTaken,
     Tell,
     TookOffice,
@@ -32,6 +33,8 @@ from shared.effects import Note, note
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
 from shared.wire.messages import ChangeEntry, Entry, SnapshotEntry
+
+BY_OPERATOR = "stopped by the operator"
 
 
 @dataclass(slots=True)
@@ -70,6 +73,7 @@ class RunRecord:
         self._watches_clients = plan.steering.watch == "clients"
         self._steering = Steering(plan.steering, plan.codec.clipping_norm)
         self._average = WeightAverage(plan.steering.ema)
+        self._stopped = self._over = False
 
     def observe(self, entry: Entry) -> None:
         """An entry was accepted, be it before this session is in office: the average is of all versions of the log."""
@@ -94,6 +98,9 @@ class RunRecord:
                 return tuple(self._on_change(accepted.entry, now))
             case EvaluationFinished():
                 return tuple(self._on_evaluation(event))
+            case RunStopped():
+                self._stopped = True
+                return tuple(self._maybe_stop())
             case _:
                 pass
         return ()
@@ -133,6 +140,8 @@ class RunRecord:
             yield note("accuracy_alarm", "warning", text=verdict.alarm)
         if event.version >= self._plan.round.rounds:
             yield from self._finish("")
+        elif self._stopped:
+            yield from self._maybe_stop()
         elif verdict.stop:
             yield note("stopped_early", version=event.version, reason=verdict.stop)
             yield from self._finish(verdict.stop)
@@ -140,11 +149,21 @@ class RunRecord:
             yield note("rate_lowered", version=event.version, factor=verdict.rate_factor)
             yield Tell(RateLowered(verdict.rate_factor))
 
+    def _maybe_stop(self) -> Iterator[CoordinatorEffect]:
+        """End for the operator, when nothing is being evaluated any more."""
+        if self._finished or self._over:
+            return
+        assert self._log.chain is not None
+        yield note("stopped_early", version=self._log.chain.version, reason=BY_OPERATOR)
+        yield from self._finish(BY_OPERATOR)
+
     def _finish(self, reason: str) -> Iterator[CoordinatorEffect]:
         chain = self._log.chain
         assert chain is not None
-        assert self._average.weights is not None
-        yield KeepModel("final", chain.version, self._average.weights)
+        # A run that is stopped before its first version ends with what it began with.
+        weights = self._log.weights if self._average.weights is None else self._average.weights
+        self._over = True
+        yield KeepModel("final", chain.version, weights)
         yield Finish(reason)
 
 

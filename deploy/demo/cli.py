@@ -64,6 +64,8 @@ def demo(
         keep_recent(runs, RUNS_KEPT - 1)
         with Processes(options, chosen, runs / time.strftime("%Y%m%d-%H%M%S")) as started:
             console.print(f"logs: {started.directory}", style="dim", highlight=False, soft_wrap=True)
+            how = f"comitia pause {started.operator_options}  (or resume, or stop)"
+            console.print(f"from another terminal: {how}", style="dim", highlight=False, soft_wrap=True)
             follow(console, options, run, _logged(started))
 
 

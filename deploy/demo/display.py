@@ -201,6 +201,12 @@ def _message(event: str, fields: dict[str, Any]) -> str:
             return (
                 f"plateau at version {fields['version']}: server's learning rate times {fields['factor']:g} from here"
             )
+        case "run_paused":
+            return f"paused by the operator at version {fields['version']}"
+        case "run_resumed":
+            return "resumed by the operator"
+        case "run_stopping":
+            return "the operator stops the run; it ends with the round under way"
         case "stopped_early":
             return f"stopped early: {fields['reason']}"
         case "accuracy_alarm" | "clipping_norm_alarm":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 import sys
 import time
@@ -21,11 +22,13 @@ from deploy.federation_keys import FederationKeys, make_federation_keys
 from deploy.leash import Leashed
 from deploy.log_lines import parse_note
 from shared.errors import ComitiaError
+from shared.settings import ProcessSettings
 from shared.workloads.loading import load_workload
 
 POLL_S = 0.1
 GRACE_S = 10.0
 LAST_LINES = 5
+OPERATOR_FILE = "operator.toml"
 BROKER_SETTINGS = "COMITIA_BROKER_"
 """What is set of these holds for the processes too: certificates, for example."""
 
@@ -64,6 +67,7 @@ class Processes:
         # Runs that start in the same second may share a broker.
         federation = f"demo-{self.directory.name}-{secrets.token_hex(3)}"
         keys = make_federation_keys(self.directory / "federation", federation, self.options.clients)
+        self._write_operator_settings()
         environment = self._environment(keys)
         plan = self.options.coordinator_environment(keys.clients)
         _refuse_unsound(plan, keys)
@@ -119,6 +123,23 @@ class Processes:
                 note = parse_note(line)
                 if note is not None:
                     yield note
+
+    @property
+    def operator_options(self) -> str:
+        """What `comitia pause`, `resume` and `stop` need at another terminal, as options."""
+        return shlex.join(
+            ["--config", str(self.directory / OPERATOR_FILE), "--federation-dir", str(self.directory / "federation")]
+        )
+
+    def _write_operator_settings(self) -> None:
+        """The broker's settings for another terminal, in a file of our own: its URL may hold a password."""
+        given = ProcessSettings.load().model_dump(mode="json", exclude_none=True)
+        settings = {name: value for name, value in given.items() if name.startswith("broker_tls_")}
+        lines = [
+            f"{name} = {json.dumps(value)}\n" for name, value in (settings | {"broker_urls": self.broker.url}).items()
+        ]
+        with os.fdopen(os.open(self.directory / OPERATOR_FILE, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.writelines(lines)
 
     def _command(self, share: Share) -> list[str]:
         if share.doomed_in is not None:

@@ -41,6 +41,7 @@ class Run:
     lost: dict[str, dict[str, Any]] = field(default_factory=dict)
     stopped: dict[str, Any] = field(default_factory=dict)
     reconnects: int = 0
+    pauses: int = 0
     attackers: list[str] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
 
@@ -56,6 +57,8 @@ class Run:
                 self.rejected.update(fields["clients"])
             case "connected":
                 self.reconnects = max(self.reconnects, fields["reconnects"])
+            case "run_paused":
+                self.pauses += 1
             case "client_lost":
                 client = fields["client"]
                 lost = {"id": client, "lost_version": fields["version"], "lost_phase": fields["phase"]}
@@ -93,6 +96,7 @@ class Run:
                 "loss": last.get("loss"),
                 "validation": last.get("validation", {}),
                 "stopped_early": self.stopped.get("reason", ""),
+                "pauses": self.pauses,
                 "model_version": self.stopped.get("version"),
                 "weights_sha256": self.stopped.get("weights_sha256"),
                 "seconds": time.monotonic() - self.started_at,

@@ -144,6 +144,7 @@ class Simulation:
             first_weights(settings.initial_weights, workload, plan.float_buffers),
             InlineOutput(Evaluator(workload, plan.float_buffers), None, lambda finished: inbox.put([finished])),
             session=secrets.token_bytes(16),
+            clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(self._hear, process="coordinator"),
         )
         self._notes.append(note("attackers_chosen", clients=list(keys.clients[: self.options.attackers])))

@@ -15,7 +15,7 @@ from shared.errors import RefusalReason, RemoteProtocolError
 from shared.modellog.reader import LogReader, Marked, Skipped
 from shared.transport.port import Delivery
 from shared.wire.framing import Opened, Opener, pack_batches, split_batch
-from shared.wire.messages import ChangeEntry, DrawEntry, Entry, Message, Piece, SnapshotEntry, VoidEntry
+from shared.wire.messages import ChangeEntry, DrawEntry, Entry, Message, Piece, RunEntry, SnapshotEntry, VoidEntry
 
 Outcome = Literal["accepted", "skipped", "mark"]
 
@@ -104,6 +104,7 @@ class LogInspection:
             "version": chain.version,
             "term": chain.term,
             "attempt": chain.attempt,
+            "run": chain.run.value,
             "open_draw": chain.draw.entry.hex() if chain.draw else None,
             "weights_sha256": chain.weights_sha256.hex(),
             "snapshot_offset": self.reader.snapshot_offset,
@@ -158,6 +159,8 @@ def _describe(message: Message) -> dict[str, Any]:
             return {"kind": kind, "term": term, "version": version, "groups": len(counted)}
         case SnapshotEntry(term=term, version=version):
             return {"kind": kind, "term": term, "version": version}
+        case RunEntry(term=term, version=version, run=run):
+            return {"kind": f"{kind} {run}", "term": term, "version": version}
         case Entry(term=term):
             return {"kind": kind, "term": term}
         case _:

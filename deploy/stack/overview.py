@@ -26,7 +26,9 @@ class Progress:
     loss: float | None = None
     broker_lost: str = ""
     waiting: dict[str, Any] = field(default_factory=dict)
+    paused: bool = False
     finished: bool = False
+    reason: str = ""
 
     def hear(self, note: dict[str, Any]) -> None:
         """Take a log line into account."""
@@ -35,6 +37,10 @@ class Progress:
                 self.federation, self.rounds = note["federation"], note["plan"]["round"]["rounds"]
             case "in_office":
                 self.version = note["version"]
+            case "run_paused":
+                self.paused = True
+            case "run_resumed" | "run_stopping":
+                self.paused = False
             case "connected":
                 self.broker_lost = ""
             case "disconnected":
@@ -45,7 +51,7 @@ class Progress:
                 self.version, self.waiting = note["version"], {}
                 self.accuracy, self.loss = note["accuracy"], note["loss"]
             case "coordinator_stopped":
-                self.finished = note["finished"]
+                self.finished, self.reason = note["finished"], note["reason"]
             case _:
                 return
 
@@ -80,11 +86,13 @@ def overview(present: Present, progress: Progress, clients: int) -> RenderableTy
 
 def _state(present: Present, progress: Progress) -> str:
     if progress.finished:
-        return "finished"
+        return f"finished: {progress.reason}" if progress.reason else "finished"
     if present.phase != "up":
         return present.phase
     if progress.broker_lost:
         return f"broker lost: {progress.broker_lost}"
+    if progress.paused:
+        return "paused by the operator; `comitia resume` goes on"
     if not any(one.clients for one in present.processes):
         return "waits for clients; `comitia workers N` starts workers"
     if progress.waiting:

@@ -14,6 +14,9 @@ skipped. The chain knows nothing of weights; `shared.modellog.reader` does.
     change     version is the next one, draw is the open one,           version moves, the draw is closed
                its groups belong to it
     void       draw is the open one                                     the draw is closed, attempt moves
+    run        version is the present one, issued after the last one    the run is paused, goes on, or is to end
+
+A pause holds until an entry ends it, whoever is in office. A stop is for one session: the next term runs again.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from shared.errors import RefusalReason
-from shared.wire.messages import ChangeEntry, DrawEntry, Entry, SnapshotEntry, TermEntry, VoidEntry
+from shared.wire.messages import ChangeEntry, DrawEntry, Entry, RunEntry, RunState, SnapshotEntry, TermEntry, VoidEntry
 
 GENESIS = bytes(32)
 """The parent of a federation's first entry."""
@@ -42,6 +45,7 @@ class ChainState:
     """Where a reader stands. Immutable: an entry gives a new state, a refused one gives none.
 
     `version_head` is the hash of the entry that made `version`; `attempt` counts the void draws of this version.
+    `controlled_us` is the time of the operator's last command: no older one counts again.
     """
 
     head: bytes
@@ -51,6 +55,8 @@ class ChainState:
     attempt: int
     weights_sha256: bytes
     clipping_norm: float
+    run: RunState = RunState.RUNNING
+    controlled_us: int = 0
     draw: OpenDraw | None = None
     session: bytes = field(default=b"", repr=False)
 
@@ -66,6 +72,8 @@ def begin(entry: SnapshotEntry, digest: bytes) -> ChainState:
         attempt=entry.attempt,
         weights_sha256=entry.weights_sha256,
         clipping_norm=entry.clipping_norm,
+        run=entry.run,
+        controlled_us=entry.controlled_us,
     )
 
 
@@ -83,7 +91,8 @@ def advance(state: ChainState, entry: Entry, digest: bytes) -> ChainState:
     """The state after an entry that `judge` let pass; `digest` is the SHA-256 of its frame (32 bytes)."""
     match entry:
         case TermEntry():
-            return replace(state, head=digest, term=entry.term, session=entry.session)
+            run = RunState.RUNNING if state.run is RunState.STOPPING else state.run
+            return replace(state, head=digest, term=entry.term, session=entry.session, run=run)
         case DrawEntry():
             return replace(state, head=digest, draw=OpenDraw(digest, entry.groups, entry.root))
         case ChangeEntry():
@@ -99,6 +108,8 @@ def advance(state: ChainState, entry: Entry, digest: bytes) -> ChainState:
             )
         case VoidEntry():
             return replace(state, head=digest, draw=None, attempt=state.attempt + 1)
+        case RunEntry():
+            return replace(state, head=digest, run=entry.run, controlled_us=entry.issued_us)
         case _:
             return replace(state, head=digest)
 
@@ -115,6 +126,8 @@ def _snapshot_fits(state: ChainState, entry: SnapshotEntry) -> bool:
         and entry.attempt == state.attempt
         and entry.weights_sha256 == state.weights_sha256
         and entry.clipping_norm == state.clipping_norm
+        and entry.run is state.run
+        and entry.controlled_us == state.controlled_us
     )
 
 
@@ -136,10 +149,15 @@ def _void_fits(state: ChainState, entry: VoidEntry) -> bool:
     return state.draw is not None and entry.draw == state.draw.entry
 
 
+def _run_fits(state: ChainState, entry: RunEntry) -> bool:
+    return entry.version == state.version and entry.issued_us > state.controlled_us
+
+
 _FITS: dict[type[Entry], Callable[..., bool]] = {
     TermEntry: _term_fits,
     SnapshotEntry: _snapshot_fits,
     DrawEntry: _draw_fits,
     ChangeEntry: _change_fits,
     VoidEntry: _void_fits,
+    RunEntry: _run_fits,
 }

@@ -57,6 +57,8 @@ class Kind(IntEnum):
     DRAW = 36
     CHANGE = 37
     VOID = 38
+    RUN = 39
+    CONTROL = 48
 
 
 class Role(StrEnum):
@@ -242,6 +244,14 @@ class TermEntry(Entry):
     session: Nonce
 
 
+class RunState(StrEnum):
+    """What the operator wants of a run."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+
+
 class SnapshotEntry(Entry):
     """The whole model of `version` (body: float32 little endian), with all that a new reader has to know."""
 
@@ -254,6 +264,8 @@ class SnapshotEntry(Entry):
     clipping_norm: Annotated[float, Field(gt=0)]
     plan: Annotated[bytes, Field(max_length=PLAN_BYTES_MAX)]
     directory_digest: Hash
+    run: Annotated[RunState, Field(strict=False)]
+    controlled_us: Counter
 
 
 class DrawEntry(Entry):
@@ -293,6 +305,31 @@ class VoidEntry(Entry):
     reason: Annotated[str, Field(max_length=500)]
 
 
+class RunEntry(Entry):
+    """The operator's word on the run, as of `version`; `issued_us` is that of the command, in microseconds."""
+
+    kind: ClassVar[Kind] = Kind.RUN
+
+    run: Annotated[RunState, Field(strict=False)]
+    issued_us: Counter
+    version: Version
+
+
+# ── the operator ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Control(Message):
+    """A command to the coordinator, signed with its own key; fresh by the time (microseconds since 1970) of its issue.
+
+    The answer is the entry in the log that repeats `issued_us`.
+    """
+
+    kind: ClassVar[Kind] = Kind.CONTROL
+
+    run: Annotated[RunState, Field(strict=False)]
+    issued_us: Counter
+
+
 MESSAGE_TYPES: dict[Kind, type[Message]] = {
     t.kind: t
     for t in (
@@ -309,6 +346,8 @@ MESSAGE_TYPES: dict[Kind, type[Message]] = {
         DrawEntry,
         ChangeEntry,
         VoidEntry,
+        RunEntry,
+        Control,
     )
 }
 """Every message type by its kind: the decoder's table."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shared.identity import COORDINATOR, ClientId, SiteId, StageId, WorkerId
+from shared.identity import COORDINATOR, OPERATOR, ClientId, SiteId, StageId, WorkerId
 from shared.transport.port import Binding, Exchange, ExchangeKind, Queue, QueueKind, Topology
 
 MIB = 2**20
@@ -99,6 +99,11 @@ class Names:
         """Routing key on `up` of a site's offers and statuses."""
         return f"offer.{site}"
 
+    @property
+    def operator_key(self) -> str:
+        """Routing key on `up` of the operator's commands; only the coordinator's own broker user may publish there."""
+        return self.offer_key(OPERATOR)
+
     def reply_key(self, stage: StageId, site: SiteId) -> str:
         """Routing key on `up` of a site's group messages to one stage."""
         return f"reply.{stage}.{site}"
@@ -110,7 +115,7 @@ def client_queue(names: Names, client: ClientId) -> Queue:
 
 
 def offers_queue(names: Names) -> Queue:
-    """Offers and statuses of all clients; the single active consumer is the coordinator in office."""
+    """Offers and statuses of all clients, the operator's commands; its single active consumer is the one in office."""
     bindings = (Binding(exchange=names.up, queue=names.offers, routing_key="offer.*"),)
     return _work_queue(names, names.offers, single=True, messages=200_000, size=512 * MIB, bindings=bindings)
 

@@ -86,6 +86,8 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
         clipping_norm=norms,
         plan=bodies,
         directory_digest=hashes,
+        run=st.sampled_from(m.RunState),
+        controlled_us=counters,
         **link,
     ),
     m.Kind.DRAW: st.builds(
@@ -102,4 +104,6 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
         **link,
     ),
     m.Kind.VOID: st.builds(m.VoidEntry, draw=hashes, reason=texts, **link),
+    m.Kind.RUN: st.builds(m.RunEntry, run=st.sampled_from(m.RunState), issued_us=counters, version=versions, **link),
+    m.Kind.CONTROL: st.builds(m.Control, run=st.sampled_from(m.RunState), issued_us=counters),
 }

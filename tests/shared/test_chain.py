@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from shared.errors import RefusalReason
 from shared.modellog.chain import GENESIS, ChainState, OpenDraw, advance, begin, judge
-from shared.wire.messages import ChangeEntry, DrawEntry, Entry, SnapshotEntry, TermEntry, VoidEntry
+from shared.wire.messages import ChangeEntry, DrawEntry, Entry, RunEntry, RunState, SnapshotEntry, TermEntry, VoidEntry
 
 HEAD, MADE, WEIGHTS, DRAW, OTHER = (bytes([number]) * 32 for number in range(1, 6))
 IDLE = ChainState(head=HEAD, term=3, version=7, version_head=MADE, attempt=1, weights_sha256=WEIGHTS, clipping_norm=0.5)
+PAUSED = replace(IDLE, run=RunState.PAUSED, controlled_us=50)
+STOPPING = replace(IDLE, run=RunState.STOPPING, controlled_us=50)
 OPEN = replace(IDLE, head=DRAW, draw=OpenDraw(DRAW, 4, OTHER))
 
 
@@ -29,6 +31,8 @@ def snapshot(**fields: Any) -> SnapshotEntry:
         "clipping_norm": 0.5,
         "plan": b"",
         "directory_digest": OTHER,
+        "run": RunState.RUNNING,
+        "controlled_us": 0,
     }
     return SnapshotEntry(**{**fits, **fields})
 
@@ -57,6 +61,10 @@ def change(**fields: Any) -> ChangeEntry:
 
 def void(**fields: Any) -> VoidEntry:
     return VoidEntry(**{"parent": DRAW, "term": 3, "draw": DRAW, "reason": "", **fields})
+
+
+def run(state: RunState = RunState.PAUSED, **fields: Any) -> RunEntry:
+    return RunEntry(**{"parent": HEAD, "term": 3, "run": state, "issued_us": 60, "version": 7, **fields})
 
 
 PARENT, TERM, FIT = RefusalReason.WRONG_PARENT, RefusalReason.WRONG_TERM, RefusalReason.NOT_ALLOWED
@@ -113,6 +121,20 @@ PARENT, TERM, FIT = RefusalReason.WRONG_PARENT, RefusalReason.WRONG_TERM, Refusa
         (OPEN, void(parent=HEAD), PARENT),
         (OPEN, void(term=2), TERM),
         (OPEN, void(draw=OTHER), FIT),
+        # ── the operator ──
+        (IDLE, run(), None),
+        (OPEN, run(parent=DRAW), None),
+        (PAUSED, run(), None),
+        (PAUSED, run(RunState.RUNNING, issued_us=51), None),
+        (PAUSED, run(RunState.RUNNING, issued_us=50), FIT),
+        (STOPPING, run(RunState.RUNNING, issued_us=49), FIT),
+        (IDLE, run(version=6), FIT),
+        (IDLE, run(version=8), FIT),
+        (IDLE, run(term=2), TERM),
+        (IDLE, run(parent=OTHER), PARENT),
+        (PAUSED, snapshot(run=RunState.PAUSED, controlled_us=50), None),
+        (PAUSED, snapshot(run=RunState.PAUSED, controlled_us=0), FIT),
+        (PAUSED, snapshot(run=RunState.RUNNING, controlled_us=50), FIT),
     ],
 )
 def test_what_joins_the_chain(state: ChainState, entry: Entry, refusal: RefusalReason | None) -> None:
@@ -141,6 +163,11 @@ def test_what_joins_the_chain(state: ChainState, entry: Entry, refusal: RefusalR
             ),
         ),
         (OPEN, void(), replace(IDLE, head=OTHER, attempt=2)),
+        (OPEN, run(parent=DRAW), replace(OPEN, head=OTHER, run=RunState.PAUSED, controlled_us=60)),
+        (PAUSED, run(RunState.RUNNING), replace(IDLE, head=OTHER, run=RunState.RUNNING, controlled_us=60)),
+        # A pause outlives the coordinator, a stop does not; neither command counts twice.
+        (PAUSED, term(), replace(PAUSED, head=OTHER, term=4, session=bytes(16))),
+        (STOPPING, term(), replace(STOPPING, head=OTHER, term=4, session=bytes(16), run=RunState.RUNNING)),
     ],
 )
 def test_where_the_chain_stands_after_an_entry(state: ChainState, entry: Entry, expected: ChainState) -> None:
@@ -153,6 +180,7 @@ def test_the_first_snapshot_makes_version_0_and_a_later_one_names_what_made_its_
 
     assert (first.head, first.version_head, first.version) == (DRAW, DRAW, 0)
     assert later == replace(IDLE, head=DRAW)
+    assert begin(snapshot(run="paused", controlled_us=50), DRAW) == replace(PAUSED, head=DRAW)
 
 
 # ── two writers ──

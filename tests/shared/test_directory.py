@@ -122,6 +122,7 @@ CLIENT = {"site": "north", "key": key(10).public.raw.hex()}
         ({"extra": 1}, "extra"),
         ({"federation": "Bad.Name"}, "federation"),
         ({"coordinator_key": "ab"}, "coordinator_key"),
+        ({"sites": {"operator": {"broker_user": "u"}}, "clients": {}, "revoked": []}, "no site may be called"),
         ({"clients": {"coordinator": CLIENT}, "revoked": []}, "no client may be called"),
         ({"clients": {"a": CLIENT | {"site": "south"}}, "revoked": []}, "site of client 'a'"),
         ({"clients": {"a": CLIENT, "b": CLIENT}, "revoked": []}, "one identity key stands for two"),

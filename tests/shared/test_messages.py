@@ -22,6 +22,8 @@ SNAPSHOT = {
     "clipping_norm": 1.0,
     "plan": b"",
     "directory_digest": H,
+    "run": "running",
+    "controlled_us": 0,
 }
 
 VALID: dict[type[m.Message], dict[str, Any]] = {
@@ -46,6 +48,8 @@ VALID: dict[type[m.Message], dict[str, Any]] = {
         "coordinates": "all",
     },
     m.VoidEntry: {**LINK, "draw": H, "reason": ""},
+    m.RunEntry: {**LINK, "run": "paused", "issued_us": 1, "version": 0},
+    m.Control: {"run": "stopping", "issued_us": 1},
 }
 
 HASH = (b"", bytes(31), bytes(33), "0" * 32, None)
@@ -58,6 +62,7 @@ COUNT = (0, m.GROUPS_MAX + 1)
 BODY = (bytes(m.PIECE_BYTES_MAX + 1), "text", None)
 NORM = (0.0, -1.0, float("nan"), float("inf"), "1")
 TEXT = ("x" * 501, b"x", None)
+RUN = ("pause", 1, None)
 HASHES = ((bytes(31),), [H], H)
 
 REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
@@ -118,6 +123,8 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
         "clipping_norm": NORM,
         "plan": (bytes(m.PLAN_BYTES_MAX + 1), "text"),
         "directory_digest": HASH,
+        "run": RUN,
+        "controlled_us": COUNTER,
     },
     m.DrawEntry: {"version": VERSION, "groups": COUNT, "offers": (0, 2**32), "root": HASH},
     m.ChangeEntry: {
@@ -129,6 +136,8 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
         "coordinates": ("some", 1),
     },
     m.VoidEntry: {"draw": HASH, "reason": TEXT},
+    m.RunEntry: {"run": RUN, "issued_us": COUNTER, "version": VERSION},
+    m.Control: {"run": RUN, "issued_us": COUNTER},
 }
 CASES = [
     pytest.param(message_type, field, value, id=f"{message_type.__name__}.{field}-{number}")
@@ -160,6 +169,8 @@ def test_the_decoder_knows_every_type_and_numbers_never_change() -> None:
         36: "DrawEntry",
         37: "ChangeEntry",
         38: "VoidEntry",
+        39: "RunEntry",
+        48: "Control",
     }
 
 

@@ -120,6 +120,7 @@ def test_a_site_may_do_nothing_in_the_name_of_others(site: str, client: str, wor
     assert not may(allowed.configure, NAMES.up)
     assert not may(allowed.read, NAMES.up)
     assert not may(allowed.publish_up, NAMES.offer_key(others))
+    assert not may(allowed.publish_up, NAMES.operator_key)
     assert not may(allowed.publish_up, NAMES.reply_key(StageId(word), others))
     assert not may(allowed.publish_up, f"reply.{word}.{word}.{SITE}")
     assert not any(may(allowed.bind_down, key) for key in ("#", "*", f"{NAMES.federation}.#", NAMES.client(CLIENTS[0])))

@@ -192,6 +192,7 @@ class FederationRun:
                 Evaluator(self.workload, self.plan.float_buffers), None, lambda finished: inbox.put([finished])
             ),
             session=self._sessions.to_bytes(16, "big"),
+            clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(self.notes.append),
         )
         self.coordinator.start()
