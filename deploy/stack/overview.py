@@ -51,7 +51,7 @@ class Progress:
                 self.version, self.waiting = note["version"], {}
                 self.accuracy, self.loss = note["accuracy"], note["loss"]
             case "coordinator_stopped":
-                self.finished, self.reason = note["finished"], note["reason"]
+                self.finished, self.reason = note["finished"], note.get("reason", "")
             case _:
                 return
 

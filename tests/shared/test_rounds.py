@@ -36,11 +36,11 @@ def test_two_readers_compute_the_same_transcript() -> None:
 
 
 def test_the_ground_holds_the_coordinates_of_the_round() -> None:
-    book = log_of()
+    book = log_of(dimension=64)
     first = ground_of(book.reader, DIRECTORY)
-    assert first.coordinates_digest == coordinates_digest(book.reader.coordinates, 8)
+    assert first.coordinates_digest == coordinates_digest(book.reader.coordinates, 64)
 
-    book.step(np.ones(8, np.float32))
+    book.step(np.ones(64, np.float32))
     assert ground_of(book.reader, DIRECTORY).coordinates_digest != first.coordinates_digest
 
 
