@@ -7,21 +7,21 @@ import time
 
 import torch
 
-from coordinator.events import EvaluationFinished
+from coordinator.directory_file import DirectoryFile
 from coordinator.initial_weights import first_weights
 from coordinator.output import EvaluationThread, Evaluator, ModelFiles
-from coordinator.service import TICK_S, CoordinatorService
+from coordinator.service import TICK_S, CoordinatorItem, CoordinatorService
 from coordinator.settings import CoordinatorSettings, plan_of
 from shared.attack_odds import odds_table
-from shared.crypto.signing import load_signing_key, load_verifying_key
-from shared.directory import COORDINATOR_KEY_FILE, DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, load_directory
+from shared.crypto.signing import load_signing_key
+from shared.directory import COORDINATOR_KEY_FILE, DIRECTORY_FILE
 from shared.effects import note
 from shared.errors import DirectoryError
 from shared.inbox import Inbox
+from shared.membership import load_membership
 from shared.plan import Plan
 from shared.stopping import StopSignal
 from shared.telemetry import Telemetry
-from shared.transport.port import TransportEvent
 from shared.transport.rabbitmq import RabbitMqTransport
 from shared.workloads.loading import load_workload
 
@@ -34,7 +34,9 @@ def run_coordinator(settings: CoordinatorSettings) -> None:
     """
     torch.set_num_threads(settings.evaluation_threads)
     folder = settings.federation_dir
-    directory = load_directory(folder / DIRECTORY_FILE, load_verifying_key(folder / ENROLMENT_PUBLIC_FILE))
+    members = load_membership(folder)
+    directory = members.directory
+    file = DirectoryFile(folder / DIRECTORY_FILE)
     key = load_signing_key(folder / COORDINATOR_KEY_FILE)
     if key.public != directory.coordinator:
         raise DirectoryError(
@@ -44,7 +46,7 @@ def run_coordinator(settings: CoordinatorSettings) -> None:
     plan = plan_of(settings, directory, workload)
     evaluator = Evaluator(workload, plan.float_buffers)
     files = ModelFiles(settings.output_dir, workload, plan.float_buffers)
-    inbox: Inbox[TransportEvent | EvaluationFinished] = Inbox()
+    inbox: Inbox[CoordinatorItem] = Inbox()
     output = EvaluationThread(evaluator, files, lambda finished: inbox.put([finished]))
     with StopSignal() as stop:
         transport = RabbitMqTransport(settings.broker, inbox.put, name=f"{plan.federation}-coordinator")
@@ -53,7 +55,7 @@ def run_coordinator(settings: CoordinatorSettings) -> None:
             session = secrets.token_bytes(16)
             service = CoordinatorService(
                 plan,
-                directory,
+                members,
                 key,
                 transport,
                 weights,
@@ -65,7 +67,7 @@ def run_coordinator(settings: CoordinatorSettings) -> None:
             broker = transport.connect()
             _announce(service, plan, broker, len(directory.active_clients()))
             service.start()
-            _loop(service, inbox, output, stop)
+            _loop(service, inbox, output, file, stop)
         finally:
             transport.close()
             output.close()
@@ -74,12 +76,13 @@ def run_coordinator(settings: CoordinatorSettings) -> None:
 
 def _loop(
     service: CoordinatorService,
-    inbox: Inbox[TransportEvent | EvaluationFinished],
+    inbox: Inbox[CoordinatorItem],
     output: EvaluationThread,
+    file: DirectoryFile,
     stop: StopSignal,
 ) -> None:
     while service.finished is None and not stop.requested:
-        service.step(inbox.take(TICK_S), time.monotonic())
+        service.step([*inbox.take(TICK_S), *file.news()], time.monotonic())
         output.check()
 
 

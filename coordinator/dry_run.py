@@ -61,6 +61,10 @@ RESTRICTED_REACH_MAX = 4.0
 On digits (12 clients, Dirichlet 0.5, full batches) 4 learned steadily, 4.8 swung by 10 points, and 8 diverged.
 """
 
+DIRECTORY_BYTES = 390
+DIRECTORY_CLIENT_BYTES = 105
+"""About what a signed directory takes, and each client in it; names of usual length."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
@@ -133,7 +137,9 @@ def foresee(plan: Plan, clients: int) -> DryRun:
     update_bytes = offer_bytes + _cut_bytes(words_bytes, _words, plan)
     where: Where = "listed" if listed else "all" if changed == plan.dimension or own else "round"
     change_bytes = _entry_bytes(_change(plan, groups, where), changed_bytes, plan)
+    directory_bytes = DIRECTORY_BYTES + clients * DIRECTORY_CLIENT_BYTES
     snapshot_bytes = _entry_bytes(_snapshot(plan), model_bytes, plan)
+    snapshot_bytes += _cut_bytes(directory_bytes, lambda body: Piece(body=body), plan)
     means = 1 if plan.aggregation.rule == "mean" else groups
     stream = log_queue(Names(plan.federation), model_bytes).arguments["x-max-length-bytes"]
     return DryRun(
@@ -266,7 +272,9 @@ def _snapshot(plan: Plan) -> SnapshotEntry:
         weights_sha256=HASH,
         clipping_norm=plan.codec.clipping_norm,
         plan=plan.encode(),
+        directory_number=1,
         directory_digest=HASH,
+        directory=(HASH,),
         run=RunState.RUNNING,
         controlled_us=0,
     )

@@ -57,6 +57,13 @@ class ControlArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectoryArrived:
+    """Somebody has put another directory where ours was; nothing of it is checked."""
+
+    signed: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TookOffice:
     """This session writes the log from now on."""
 
@@ -163,6 +170,7 @@ Event = (
     | JobArrived
     | WordsArrived
     | ControlArrived
+    | DirectoryArrived
     | TookOffice
     | EntryAccepted
     | DrawMade

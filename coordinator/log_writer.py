@@ -11,7 +11,7 @@ import numpy as np
 from shared.effects import Append
 from shared.errors import ComitiaError, LocalProtocolError
 from shared.modellog.chain import GENESIS, ChainState
-from shared.modellog.entries import SealedEntry, Sealer, seal_entry
+from shared.modellog.entries import SealedEntry, Sealer, hashes_of, seal_entry
 from shared.modellog.reader import Accepted, LogEvent, LogReader, Skipped, weights_digest
 from shared.plan import Plan
 from shared.wire.messages import Entry, RunState, SnapshotEntry
@@ -26,10 +26,9 @@ class Fenced(ComitiaError):
 class LogWriter:
     """Seals entries on top of what the coordinator's own reader has accepted."""
 
-    def __init__(self, log: LogReader, plan: Plan, directory_digest: bytes, seal: Sealer) -> None:
+    def __init__(self, log: LogReader, plan: Plan, seal: Sealer) -> None:
         self.log = log
         self._plan = plan
-        self._directory_digest = directory_digest
         self._seal = seal
         self._pending = b""
 
@@ -56,14 +55,16 @@ class LogWriter:
         """
         return Append(self.seal(entry, body, weights))
 
-    def seal(self, entry: Entry, body: np.ndarray | bytes = b"", weights: np.ndarray | None = None) -> SealedEntry:
-        """As `append`, but the sealed entry itself, for those who need its digest."""
+    def seal(
+        self, entry: Entry, body: np.ndarray | bytes = b"", weights: np.ndarray | None = None, ahead: bytes = b""
+    ) -> SealedEntry:
+        """As `append`, but the sealed entry itself, for those who need its digest; `ahead` as in `seal_entry`."""
         chain = self.log.chain
         if self._pending:
             raise LocalProtocolError("an entry was to be written while another is on its way")
         if chain is not None:
             entry = entry.model_copy(update={"parent": chain.head, "term": entry.term or chain.term})
-        sealed = seal_entry(entry, body, self._seal)
+        sealed = seal_entry(entry, body, self._seal, ahead)
         self._pending = sealed.digest
         self.log.expect(sealed, weights)
         return sealed
@@ -71,6 +72,9 @@ class LogWriter:
     def snapshot(self, weights: np.ndarray) -> Append:
         """The whole model as an entry: the federation's first, or one of the present version."""
         chain = self.log.chain
+        # A log that is founded begins with our own directory.
+        signed = self.log.signed_directory if chain else self.log.members.signed
+        directory = self.log.members.read(signed)
         entry = SnapshotEntry(
             parent=GENESIS,
             term=0 if chain else 1,
@@ -80,12 +84,14 @@ class LogWriter:
             weights_sha256=chain.weights_sha256 if chain else weights_digest(weights),
             clipping_norm=chain.clipping_norm if chain else self._plan.codec.clipping_norm,
             plan=self._plan.encode(),
-            directory_digest=self._directory_digest,
+            directory_number=directory.number,
+            directory_digest=directory.digest(),
+            directory=hashes_of(signed),
             run=chain.run if chain else RunState.RUNNING,
             controlled_us=chain.controlled_us if chain else 0,
         )
         body = np.ascontiguousarray(weights, dtype="<f4")
-        return self.append(entry, body, weights=None if chain else weights)
+        return Append(self.seal(entry, body, None if chain else weights, signed))
 
     def observe(self, event: LogEvent) -> None:
         """Watch for our own entry coming back.

@@ -15,9 +15,11 @@ import numpy as np
 
 from coordinator.aggregator.buffer import Aggregator
 from coordinator.control import RunControl
+from coordinator.enrolment import Enrolment
 from coordinator.events import (
     ControlArrived,
     CoordinatorEffect,
+    DirectoryArrived,
     EntryAccepted,
     Evaluate,
     EvaluationFinished,
@@ -38,11 +40,11 @@ from coordinator.scheduler.rounds import Scheduler
 from coordinator.status.record import RunRecord
 from coordinator.summing.group import SummingStage
 from shared.crypto.signing import SigningKey, VerificationCache
-from shared.directory import Directory
 from shared.effects import Effect, Note, Receipt, Settle, note
 from shared.errors import BrokerUnavailable
 from shared.identity import COORDINATOR
 from shared.incoming import Received, keys_of, open_delivery, transport_note, unexpected
+from shared.membership import Membership
 from shared.modellog.reader import Accepted, LogReader, Skipped
 from shared.outgoing import Outgoing
 from shared.plan import Plan
@@ -54,12 +56,21 @@ from shared.transport.port import (
     Delivery,
     Disconnected,
     Refused,
+    Topology,
     Transport,
     TransportEvent,
 )
 from shared.wire.framing import Opener, seal
-from shared.wire.messages import Control, GroupJob, Message, Offer, Status, Words
-from shared.wire.topology import Names, federation_topology, groups_queue, log_queue, offers_queue, stage_queue
+from shared.wire.messages import Control, DirectoryEntry, Entry, GroupJob, Message, Offer, Status, Words
+from shared.wire.topology import (
+    Names,
+    client_queue,
+    federation_topology,
+    groups_queue,
+    log_queue,
+    offers_queue,
+    stage_queue,
+)
 
 OFFERS_PREFETCH_MIN = 1_000
 """Offers stay unsettled until they are drawn: the prefetch must exceed what can wait."""
@@ -68,6 +79,9 @@ GROUPS_PREFETCH = 64
 STAGE_PREFETCH = 64
 LOG_PREFETCH = 32
 TICK_S = 0.25
+
+CoordinatorItem = TransportEvent | EvaluationFinished | DirectoryArrived
+"""What `step` takes."""
 
 
 class Output(Protocol):
@@ -106,7 +120,7 @@ class CoordinatorService:
     def __init__(
         self,
         plan: Plan,
-        directory: Directory,
+        members: Membership,
         key: SigningKey,
         transport: Transport,
         initial_weights: np.ndarray,
@@ -119,7 +133,7 @@ class CoordinatorService:
         """
         Args:
             plan: the federation's plan.
-            directory: its clients.
+            members: its clients.
             key: the coordinator's signing key, the one that the directory names.
             transport: where messages go; its events are given to `step`.
             initial_weights: float32 (d,), used if the federation is new.
@@ -131,26 +145,25 @@ class CoordinatorService:
         Raises:
             PlanError: the plan does not fit the directory, or its optimizer does not exist.
         """
-        plan.check_clients(len(directory.active_clients()))
+        self._clients = members.directory.active_clients()
+        plan.check_clients(len(self._clients))
         self._plan = plan
         self._names = Names(plan.federation)
         self._transport = transport
         self._output = output
-        self._opener = Opener(plan.federation_id, keys_of(directory), VerificationCache())
+        self._opener = Opener(plan.federation_id, keys_of(members), VerificationCache())
         self._stage_id = f"stage-{session.hex()[:12]}"
         self._session = session
         self._clock_us = clock_us
-        self._clients = directory.active_clients()
 
         def seal_as_coordinator(message: Message) -> bytes:
             return seal(message, sender=COORDINATOR, federation=plan.federation_id, key=key)
 
-        self.log = LogReader(self._opener)
+        self.log = LogReader(self._opener, members)
         self.telemetry = telemetry
         self._outgoing = Outgoing(transport, self._names)
         self._bytes_in = 0
-        writer = LogWriter(self.log, plan, directory.digest(), seal_as_coordinator)
-        sites = {client: directory.clients[client].site for client in self._clients}
+        writer = LogWriter(self.log, plan, seal_as_coordinator)
         aggregator = Aggregator(plan, writer)
         self._writer = writer
         self._continuable = aggregator.continuable
@@ -160,8 +173,9 @@ class CoordinatorService:
             # First: a snapshot that is due behind a change is written before the next draw, which may follow at once.
             aggregator,
             RunControl(writer),
-            Scheduler(plan, sites, writer, seal_as_coordinator),
-            SummingStage(self._stage_id, plan, self.log, directory.digest(), seal_as_coordinator),
+            Enrolment(writer, members),
+            Scheduler(plan, writer, seal_as_coordinator),
+            SummingStage(self._stage_id, plan, self.log, seal_as_coordinator),
             self._record,
         )
         self._clock = OutageClock()
@@ -187,7 +201,7 @@ class CoordinatorService:
             )
         self._outgoing.carry_out([self._office.start(self._session)])
 
-    def step(self, items: Sequence[TransportEvent | EvaluationFinished], now: float) -> None:
+    def step(self, items: Sequence[CoordinatorItem], now: float) -> None:
         """Handle everything that came in, then give every machine a tick.
 
         Raises:
@@ -211,7 +225,7 @@ class CoordinatorService:
         """Broker messages published so far."""
         return self._outgoing.messages_published
 
-    def _receive(self, item: TransportEvent | EvaluationFinished, effects: list[Effect]) -> Iterable[Event]:
+    def _receive(self, item: CoordinatorItem, effects: list[Effect]) -> Iterable[Event]:
         match item:
             case Delivered(queue, deliveries) if queue == self._names.log:
                 return self._read_log(deliveries, effects)
@@ -219,7 +233,7 @@ class CoordinatorService:
                 return [event for delivery in deliveries for event in self._open(delivery, effects)]
             case Confirmed(through):
                 self._outgoing.on_confirmed(through)
-            case EvaluationFinished():
+            case EvaluationFinished() | DirectoryArrived():
                 return [item]
             case Refused(_, routing_key, reason) if routing_key == self._names.log:
                 raise BrokerUnavailable(f"the broker refuses entries of the model log {routing_key}: {reason}")
@@ -291,6 +305,7 @@ class CoordinatorService:
                 if isinstance(event, Skipped):
                     effects.append(note("log_entry_skipped", "debug", reason=event.reason, detail=event.detail))
                 elif was_in_office and isinstance(event, Accepted):
+                    self._declare_new_clients(event.entry)
                     yield EntryAccepted(event)
                 elif not was_in_office and isinstance(event, Accepted):
                     self._record.observe(event.entry)
@@ -298,6 +313,12 @@ class CoordinatorService:
                     self._begin_work()
                     yield TookOffice()
             effects.append(Settle(Receipt(delivery, 1)))
+
+    def _declare_new_clients(self, entry: Entry) -> None:
+        if isinstance(entry, DirectoryEntry):
+            before, self._clients = set(self._clients), self.log.directory.active_clients()
+            queues = tuple(client_queue(self._names, client) for client in self._clients if client not in before)
+            self._transport.declare(Topology(exchanges=(), queues=queues))
 
     def _begin_work(self) -> None:
         """In office: consume what this session is now responsible for."""

@@ -9,9 +9,8 @@ import typer
 
 from coordinator.settings import CoordinatorSettings
 from deploy.log_export import agreed_workload, read_model, write_export
-from shared.crypto.signing import load_verifying_key
-from shared.directory import DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, load_directory
 from shared.errors import SettingsError
+from shared.membership import load_membership
 from shared.transport.rabbitmq import RabbitMqTransport
 
 
@@ -30,9 +29,10 @@ def export(
     """
     settings = CoordinatorSettings.load(config, federation_dir=federation_dir, workload=workload)
     folder = settings.federation_dir
-    directory = load_directory(folder / DIRECTORY_FILE, load_verifying_key(folder / ENROLMENT_PUBLIC_FILE))
+    members = load_membership(folder)
+    directory = members.directory
     found = read_model(
-        directory,
+        members,
         lambda sink, name: RabbitMqTransport(settings.broker, sink, name=name),
         patience_s=settings.broker_start_timeout_s,
     )

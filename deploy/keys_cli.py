@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.federation_keys import enroll_clients, init_keys, load_keys, numbered_names, revoke_clients
+from deploy.federation_keys import FederationKeys, enroll_clients, init_keys, load_keys, numbered_names, revoke_clients
 from shared.crypto.signing import read_secret_file
 from shared.errors import SettingsError
 
@@ -64,7 +64,7 @@ def enroll(
     names = client or numbered_names(keys.directory, clients or 0)
     keys = enroll_clients(keys, site, names, broker_user=broker_user, passphrase=_passphrase(passphrase_file))
     typer.echo(f"{len(names)} clients enrolled at site {site}: {_abridged(names)}")
-    typer.echo(f"{keys.directory_file} has number {keys.directory.number}: give it to the coordinator and every worker")
+    typer.echo(_what_now(keys))
 
 
 @app.command()
@@ -74,7 +74,7 @@ def revoke(directory: _Dir, client: _ClientNames = None, passphrase_file: _Passp
         raise SettingsError("give at least one --client NAME")
     keys = revoke_clients(load_keys(directory), client, passphrase=_passphrase(passphrase_file))
     typer.echo(f"{len(client)} clients revoked: {_abridged(client)}")
-    typer.echo(f"{keys.directory_file} has number {keys.directory.number}: give it to the coordinator and every worker")
+    typer.echo(_what_now(keys))
 
 
 @app.command()
@@ -91,6 +91,13 @@ def show(directory: _Dir) -> None:
         for client in own:
             mark = "  REVOKED" if client in members.revoked else ""
             typer.echo(f"  {client}  key {members.clients[client].key[:16]}{mark}")
+
+
+def _what_now(keys: FederationKeys) -> str:
+    return (
+        f"{keys.directory_file} has number {keys.directory.number}: put it in the place of the coordinator's, which "
+        "takes it over while it runs; running workers read it in the model log"
+    )
 
 
 def _passphrase(path: Path | None) -> bytes | None:

@@ -19,10 +19,10 @@ import numpy as np
 from coordinator.output import save_model
 from shared.codec.flatten import layout_of, write_weights
 from shared.crypto.signing import VerificationCache
-from shared.directory import Directory
 from shared.errors import BrokerUnavailable, ComitiaError, PlanError
 from shared.inbox import Inbox
 from shared.incoming import keys_of
+from shared.membership import Membership
 from shared.modellog.chain import ChainState
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
@@ -53,12 +53,12 @@ class LoggedModel:
 
 
 def read_model(
-    directory: Directory, connect: Callable[[Sink, str], Transport], *, quiet_s: float = QUIET_S, patience_s: float
+    members: Membership, connect: Callable[[Sink, str], Transport], *, quiet_s: float = QUIET_S, patience_s: float
 ) -> LoggedModel:
     """Read a federation's log to its end.
 
     Args:
-        directory: names the federation and the key that its entries verify with.
+        members: names the federation and the key that its entries verify with.
         connect: makes a transport that gives its events to a sink, under a name for the broker.
         quiet_s: how long nothing has to come, once something has, for the log to have ended (seconds).
         patience_s: how long to wait for the first message, and for a lost connection (seconds).
@@ -70,6 +70,7 @@ def read_model(
     """
     inbox: Inbox[TransportEvent] = Inbox()
     later: Inbox[TransportEvent] = Inbox()
+    directory = members.directory
     name = f"{directory.federation}-export"
     transport, probe = connect(inbox.put, name), connect(later.put, f"{name}-probe")
     try:
@@ -78,7 +79,7 @@ def read_model(
             one.connect()
         probe.consume(queue, prefetch=1, start="next")
         transport.consume(queue, prefetch=LOG_PREFETCH, start="first")
-        log = LogReader(Opener(directory.federation_id, keys_of(directory), VerificationCache()))
+        log = LogReader(Opener(directory.federation_id, keys_of(members), VerificationCache()), members)
         _read_to_the_end(log, transport, inbox, later, quiet_s, patience_s)
     finally:
         transport.close()

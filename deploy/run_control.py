@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 
 from shared.crypto.signing import SigningKey, VerificationCache
-from shared.directory import Directory
 from shared.errors import BrokerUnavailable, ComitiaError
 from shared.identity import COORDINATOR
 from shared.inbox import Inbox
 from shared.incoming import keys_of
+from shared.membership import Membership
 from shared.modellog.reader import Accepted, LogReader
 from shared.transport.port import ConsumerWaiting, Delivered, Disconnected, Refused, Sink, Transport, TransportEvent
 from shared.wire.framing import Opener, pack_batches, seal
@@ -35,12 +35,12 @@ Connect = Callable[[Sink, str], Transport]
 
 
 def steer(
-    directory: Directory, key: SigningKey, connect: Connect, run: RunState, *, issued_us: int, timeout_s: float
+    members: Membership, key: SigningKey, connect: Connect, run: RunState, *, issued_us: int, timeout_s: float
 ) -> RunEntry:
     """Send a command and wait until the run obeys.
 
     Args:
-        directory: of the federation.
+        members: of the federation.
         key: the coordinator's.
         connect: reaches the broker, as a user that may write to `up` under the operator's key, and read the log.
         run: what is wanted.
@@ -51,6 +51,7 @@ def steer(
         NoAnswer: no coordinator obeyed.
         BrokerUnavailable: no broker.
     """
+    directory = members.directory
     names, inbox = Names(directory.federation), Inbox[TransportEvent]()
     transport = connect(inbox.put, f"{directory.federation}-operator")
     try:
@@ -62,7 +63,7 @@ def steer(
         )
         for body in pack_batches([frame]):
             transport.publish(names.up, names.operator_key, body)
-        log = LogReader(Opener(directory.federation_id, keys_of(directory), VerificationCache()))
+        log = LogReader(Opener(directory.federation_id, keys_of(members), VerificationCache()), members)
         return _await_entry(log, transport, inbox, issued_us, timeout_s)
     finally:
         transport.close()

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from deploy.run_control import steer
-from shared.crypto.signing import load_signing_key, load_verifying_key
-from shared.directory import COORDINATOR_KEY_FILE, DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, Directory, load_directory
+from shared.crypto.signing import load_signing_key
+from shared.directory import COORDINATOR_KEY_FILE
+from shared.membership import load_membership
 from shared.settings import ProcessSettings
 from shared.transport.rabbitmq import RabbitMqTransport
 from shared.wire.messages import RunEntry, RunState
@@ -56,19 +57,10 @@ def mount(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def load_federation(folder: Path) -> Directory:
-    """The verified directory of a federation.
-
-    Raises:
-        DirectoryError: missing, or not verified.
-    """
-    return load_directory(folder / DIRECTORY_FILE, load_verifying_key(folder / ENROLMENT_PUBLIC_FILE))
-
-
 def _steer(run: RunState, config: Path | None, federation_dir: Path | None, timeout_s: float) -> RunEntry:
     settings = ProcessSettings.load(config, federation_dir=federation_dir)
     return steer(
-        load_federation(settings.federation_dir),
+        load_membership(settings.federation_dir),
         load_signing_key(settings.federation_dir / COORDINATOR_KEY_FILE),
         lambda sink, name: RabbitMqTransport(settings.broker, sink, name=name),
         run,

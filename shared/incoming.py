@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from shared.crypto.signing import VerifyingKey
-from shared.directory import Directory
 from shared.effects import Effect, Note, Receipt, Settle, note
 from shared.errors import RefusalReason, RemoteProtocolError
+from shared.membership import Membership
 from shared.transport.port import (
     Blocked,
     Connected,
@@ -67,13 +67,14 @@ def _refused(error: RemoteProtocolError, sender: str) -> Note:
     return note("refused", "warning", sender=sender, reason=error.reason.value, detail=error.detail)
 
 
-def keys_of(directory: Directory) -> Callable[[Role, str], VerifyingKey]:
-    """Finds a sender's key in the directory, by its role.
+def keys_of(members: Membership) -> Callable[[Role, str], VerifyingKey]:
+    """Finds a sender's key in the directory that counts now, by its role.
 
     The function raises `RemoteProtocolError` (unknown sender) for who is not enrolled, or revoked.
     """
 
     def key_of(role: Role, sender: str) -> VerifyingKey:
+        directory = members.directory
         return directory.coordinator if role is Role.COORDINATOR else directory.client_key(sender)
 
     return key_of

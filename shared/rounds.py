@@ -22,12 +22,12 @@ class Ground:
     coordinates_digest: bytes
 
 
-def ground_of(log: LogReader, directory_digest: bytes) -> Ground:
+def ground_of(log: LogReader) -> Ground:
     """The ground of the present round, from a log reader that has begun."""
     assert log.plan is not None
     # All coordinates: the plan's digest already says so.
     digest = bytes(32) if log.coordinates is None else coordinates_digest(log.coordinates, log.plan.dimension)
-    return Ground(log.plan, log.plan_digest, directory_digest, digest)
+    return Ground(log.plan, log.plan_digest, log.directory_digest, digest)
 
 
 def threshold(members: int) -> int:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 
 from shared.crypto.signing import SigningKey, VerificationCache
-from shared.directory import Directory
+from shared.directory import Directory, sign_directory
 from shared.identity import COORDINATOR
 from shared.incoming import keys_of
+from shared.membership import Membership
 from shared.modellog.chain import GENESIS, ChainState
-from shared.modellog.entries import SealedEntry, seal_entry
+from shared.modellog.entries import SealedEntry, hashes_of, seal_entry
 from shared.modellog.reader import LogEvent, LogReader, weights_digest
 from shared.plan import Plan, make_plan
 from shared.transport.port import Delivery
@@ -43,6 +45,9 @@ def signing_key(number: int) -> SigningKey:
     return SigningKey.from_seed(number.to_bytes(32, "big"))
 
 
+ENROLMENT = signing_key(2)
+
+
 @dataclass(frozen=True)
 class Federation:
     """A directory and all private keys behind it."""
@@ -50,6 +55,7 @@ class Federation:
     directory: Directory
     coordinator: SigningKey
     clients: Mapping[str, SigningKey]
+    enrolment: SigningKey = ENROLMENT
 
     @property
     def names(self) -> Names:
@@ -65,7 +71,21 @@ class Federation:
 
     def opener(self) -> Opener:
         """A new opener with an empty cache."""
-        return Opener(self.directory.federation_id, keys_of(self.directory), VerificationCache())
+        return Opener(self.directory.federation_id, keys_of(self.members()), VerificationCache())
+
+    def members(self) -> Membership:
+        """What a process knows of the directory when it starts."""
+        return Membership(self.signed, self.enrolment.public)
+
+    def reader(self) -> LogReader:
+        """A new reader of the log, with members and an opener of its own."""
+        members = self.members()
+        return LogReader(Opener(self.directory.federation_id, keys_of(members), VerificationCache()), members)
+
+    @cached_property
+    def signed(self) -> bytes:
+        """The directory's file."""
+        return sign_directory(self.directory, self.enrolment)
 
 
 def make_federation(
@@ -154,7 +174,7 @@ class LogBook:
         self.plan = plan
         self.first_weights = np.zeros(plan.dimension, np.float32) if weights is None else weights
         self.stream: list[bytes] = []
-        self.reader = LogReader(federation.opener())
+        self.reader = federation.reader()
 
     @property
     def chain(self) -> ChainState:
@@ -173,7 +193,10 @@ class LogBook:
         """Seal a draft on top of the present head, without writing it. A term of 0 means the present one."""
         if self.reader.chain is not None:
             entry = entry.model_copy(update={"parent": self.chain.head, "term": entry.term or self.chain.term})
-        return seal_entry(entry, body, self.federation.seal)
+        ahead = b""
+        if isinstance(entry, SnapshotEntry):
+            ahead = self.reader.signed_directory or self.federation.signed
+        return seal_entry(entry, body, self.federation.seal, ahead)
 
     def append(self, entry: Entry, body: np.ndarray | bytes = b"") -> SealedEntry:
         """Seal and write an entry."""
@@ -211,6 +234,8 @@ class LogBook:
     def snapshot_draft(self) -> tuple[SnapshotEntry, np.ndarray]:
         chain = self.reader.chain
         weights = self.reader.weights if chain else self.first_weights
+        signed = self.reader.signed_directory if chain else self.federation.signed
+        directory = self.reader.members.read(signed)
         entry = SnapshotEntry(
             parent=GENESIS,
             term=0 if chain else 1,
@@ -220,7 +245,9 @@ class LogBook:
             weights_sha256=weights_digest(weights),
             clipping_norm=chain.clipping_norm if chain else self.plan.codec.clipping_norm,
             plan=self.plan.encode(),
-            directory_digest=self.federation.directory.digest(),
+            directory_number=directory.number,
+            directory_digest=directory.digest(),
+            directory=hashes_of(signed),
             run=chain.run if chain else RunState.RUNNING,
             controlled_us=chain.controlled_us if chain else 0,
         )

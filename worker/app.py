@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared.crypto.signing import load_verifying_key
-from shared.directory import DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, Directory, load_directory
+from shared.directory import DIRECTORY_FILE, Directory
 from shared.effects import note
-from shared.errors import PlanError, SettingsError, StateError, StateHeld, WorkloadError
+from shared.errors import DirectoryError, PlanError, SettingsError, StateError, StateHeld, WorkloadError
 from shared.inbox import Inbox
+from shared.membership import Membership, keep_newest, load_membership, read_signed
 from shared.plan import Plan
 from shared.stopping import StopSignal
 from shared.telemetry import Telemetry
@@ -56,12 +56,13 @@ def run_worker(
     training_device(settings.device)
     torch.set_num_threads(settings.torch_threads)
     folder = settings.federation_dir
-    directory = load_directory(folder / DIRECTORY_FILE, load_verifying_key(folder / ENROLMENT_PUBLIC_FILE))
+    members = load_members(folder, settings.state_dir)
+    directory = members.directory
     if settings.site not in directory.sites:
         raise SettingsError(f"site: {settings.site!r} is not in {folder / DIRECTORY_FILE}")
     states = open_states(settings, directory)
     keys = {client: identity_key(folder / CLIENT_KEYS_DIRECTORY, client, directory) for client in states}
-    identity = Identity(directory, settings.site, f"w{secrets.token_hex(6)}", keys)
+    identity = Identity(members, settings.site, f"w{secrets.token_hex(6)}", keys)
     _warm_up(settings)
     inbox: Inbox[TransportEvent | Trained] = Inbox()
     make_training = prepare or prepare_training
@@ -77,6 +78,7 @@ def run_worker(
             rounding=np.random.default_rng(settings.seed),
             clock_us=lambda: time.time_ns() // 1000,
             telemetry=Telemetry(process="worker", worker=identity.worker),
+            keep_directory=lambda newest: keep_newest(settings.state_dir / DIRECTORY_FILE, newest),
             encode=encode,
         )
         try:
@@ -90,6 +92,22 @@ def run_worker(
             transport.close()
             service.close()
     _say_goodbye(service)
+
+
+def load_members(folder: Path, state_dir: Path) -> Membership:
+    """The directory that we were given, or the newest that the log has shown us: never an older one.
+
+    Raises:
+        DirectoryError: it is missing or does not verify.
+    """
+    members = load_membership(folder)
+    seen = state_dir / DIRECTORY_FILE
+    try:
+        if seen.exists():
+            members.adopt(read_signed(seen))
+    except DirectoryError as error:
+        raise DirectoryError(f"{seen}: {error}") from error
+    return members
 
 
 def _warm_up(settings: WorkerSettings) -> None:

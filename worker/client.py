@@ -94,7 +94,6 @@ class ClientMachine:
         seat: Seat,
         names: Names,
         log: LogReader,
-        directory_digest: bytes,
         *,
         rounding: UniformSource,
         encode: Encode = prepare_words,
@@ -110,7 +109,6 @@ class ClientMachine:
             seat: who speaks.
             names: the federation's addresses.
             log: the worker's reader (read only here).
-            directory_digest: digest of the directory that this worker holds (32 bytes).
             rounding: randomness of stochastic rounding.
             encode: makes the words of an update.
             nonce: 16 fresh random bytes per call.
@@ -120,7 +118,6 @@ class ClientMachine:
         self._seat = seat
         self._names = names
         self._log = log
-        self._directory_digest = directory_digest
         self._rounding = rounding
         self._encode = encode
         self._nonce = nonce
@@ -339,9 +336,7 @@ class ClientMachine:
         assert plan is not None
         update = replace(update, values=self._feedback.total(update.values, plan))
         try:
-            self._bound, prepared = make_words(
-                roster, self._log, update, self._directory_digest, self._seat.seal, self._rounding, self._encode
-            )
+            self._bound, prepared = make_words(roster, self._log, update, self._seat.seal, self._rounding, self._encode)
         except WorkloadError as error:
             self._unspent, self._offer = None, None
             yield DropUpdate()

@@ -66,7 +66,6 @@ def make_words(
     roster: Roster,
     log: LogReader,
     update: StoredUpdate,
-    directory_digest: bytes,
     seal: Callable[[Message], bytes],
     rounding: UniformSource,
     encode: Encode,
@@ -75,9 +74,8 @@ def make_words(
 
     Args:
         roster: passed `check_roster`.
-        log: plan, draw and coordinates of the round.
+        log: plan, directory, draw and coordinates of the round.
         update: what is to be spent; under `top_k` its values are those of `worker.feedback.owed`.
-        directory_digest: of the directory that this worker holds (32 bytes).
         seal: the client's signature.
         rounding: randomness of stochastic rounding.
         encode: makes the words.
@@ -91,7 +89,7 @@ def make_words(
     assert log.plan is not None
     assert log.chain is not None
     plan, chain, group = log.plan, log.chain, roster.group
-    transcript = transcript_of(ground_of(log, directory_digest), roster.draw, group.index, chain.version, group.members)
+    transcript = transcript_of(ground_of(log), roster.draw, group.index, chain.version, group.members)
     own = plan.codec.selection == "top_k"
     coordinates = largest(update.values, plan.coordinate_count) if own else log.coordinates
     form = plan.sum_format(len(group.members), chain.clipping_norm)

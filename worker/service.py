@@ -15,10 +15,10 @@ from typing import Protocol
 from shared.codec.flatten import layout_of
 from shared.codec.quantize import UniformSource
 from shared.crypto.signing import SigningKey, VerificationCache
-from shared.directory import Directory
 from shared.effects import Append, Effect, Note, Publish, Receipt, Settle, note
 from shared.errors import ComitiaError, PlanError
 from shared.incoming import keys_of, open_delivery, transport_note, unexpected
+from shared.membership import Membership
 from shared.modellog.reader import Accepted, LogReader, Skipped
 from shared.outgoing import Outgoing
 from shared.plan import Plan
@@ -84,7 +84,7 @@ class Preparing(Protocol):
 class Identity:
     """Who this process speaks for."""
 
-    directory: Directory
+    members: Membership
     site: str
     worker: str
     keys: Mapping[str, SigningKey]
@@ -110,28 +110,33 @@ class WorkerService:
         rounding: UniformSource,
         clock_us: Callable[[], int],
         telemetry: Telemetry,
+        keep_directory: Callable[[Membership], None],
         encode: Encode = prepare_words,
     ) -> None:
         """
         Args:
-            identity: the directory, our site and name, the clients' keys.
+            identity: the directory that we begin with, our site and name, the clients' keys.
             states: the open state directory of each client.
             transport: where messages go; its events are given to `step`.
             prepare: makes the training once the plan is known.
             rounding: randomness of stochastic rounding.
             clock_us: wall clock in microseconds, for status sequence numbers.
             telemetry: takes the machines' notes.
+            keep_directory: makes a newer directory of the log durable, before anything that follows it leaves.
             encode: makes the words of an update.
         """
-        directory = identity.directory
-        self._directory = directory
+        self._members = identity.members
+        self._kept = identity.members.signed
+        self._keep_directory = keep_directory
+        directory = identity.members.directory
+        self._federation_id = directory.federation_id
         self._names = Names(directory.federation)
         self._transport = transport
         self._prepare = prepare
         self._encode = encode
         self._training: Training | None = None
-        self._opener = Opener(directory.federation_id, keys_of(directory), VerificationCache())
-        self.log = LogReader(self._opener)
+        self._opener = Opener(directory.federation_id, keys_of(identity.members), VerificationCache())
+        self.log = LogReader(self._opener, identity.members)
         self.telemetry = telemetry
         self._outgoing = Outgoing(transport, self._names)
         self._identity = identity
@@ -143,13 +148,12 @@ class WorkerService:
         key = self._identity.keys[client]
 
         def seal_as_client(message: Message) -> bytes:
-            return seal(message, sender=client, federation=self._directory.federation_id, key=key)
+            return seal(message, sender=client, federation=self._federation_id, key=key)
 
         machine = ClientMachine(
             Seat(client, self._identity.site, self._identity.worker, seal_as_client),
             self._names,
             self.log,
-            self._directory.digest(),
             rounding=rounding,
             encode=self._encode,
             nonce=lambda: secrets.token_bytes(16),
@@ -258,19 +262,30 @@ class WorkerService:
             effects.append(Settle(Receipt(delivery, 1)))
         if not moved:
             return []
-        if not began:
-            reason = self._check_plan()
-            if reason:
-                return [(client, Mismatch(reason)) for client in self._clients]
-        return [(client, LogMoved()) for client in self._clients]
+        reason = "" if began else self._check_plan()
+        if reason:
+            return [(client, Mismatch(reason)) for client in self._clients]
+        revoked = self._follow_directory()
+        return [
+            (client, Mismatch("this client was revoked") if client in revoked else LogMoved())
+            for client in self._clients
+        ]
+
+    def _follow_directory(self) -> frozenset[str]:
+        """Keep the newest directory; returns who has no place in it."""
+        if self._members.signed is not self._kept:
+            self._keep_directory(self._members)
+            self._kept = self._members.signed
+        return self._members.directory.revoked
 
     def _check_plan(self) -> str:
         plan = self.log.plan
         assert plan is not None
-        if plan.federation_id != self._directory.federation_id:
+        if plan.federation_id != self._federation_id:
             return f"the log belongs to federation {plan.federation_id}"
-        if self.log.directory_digest != self._directory.digest():
-            return f"our directory (number {self._directory.number}) is not the coordinator's; install the present one"
+        if self.log.signed_directory != self._members.signed:
+            ours, theirs = self._members.directory.number, self.log.directory.number
+            return f"the log has directory number {theirs}, we have another (number {ours}); renew the coordinator's"
         try:
             self._training = self._prepare(plan)
         except ComitiaError as error:

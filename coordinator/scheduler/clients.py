@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shared.wire.messages import CLOSED_STATES, ClientState, Status
@@ -77,6 +78,13 @@ class Roll:
             return None
         record.live = False
         return record.version, record.phase
+
+    def forget_others(self, clients: Iterable[str]) -> list[str]:
+        """Forget everybody who is not one of `clients`; returns them, sorted."""
+        others = sorted(self._records.keys() - set(clients))
+        for client in others:
+            del self._records[client]
+        return others
 
     def silent(self, now: float) -> list[str]:
         """Live clients that have been silent for too long."""

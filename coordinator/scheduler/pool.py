@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from shared.effects import Receipt, Settle
 from shared.errors import RefusalReason
+from shared.modellog.chain import ChainState
 from shared.wire.messages import Offer
 
 
@@ -83,3 +84,20 @@ class Pool:
         late, held = list(self._waiting.values()), list(self._held.values())
         self._waiting, self._held = {}, {}
         return late, held
+
+
+def is_ahead(offer: Offer, chain: ChainState) -> bool:
+    """Whether the client has read an entry that closes our round, and that we have not read back yet."""
+    next_attempt = offer.trained_version == chain.version and offer.attempt == chain.attempt + 1
+    return next_attempt or offer.trained_version == chain.version + 1
+
+
+def refusal_of(offer: Offer, chain: ChainState) -> RefusalReason | None:
+    """Why an offer, which is not ahead, is none for the present round; None if it is one."""
+    if (offer.trained_version, offer.attempt) < (chain.version, chain.attempt):
+        return RefusalReason.LATE
+    if (offer.trained_version, offer.attempt) > (chain.version, chain.attempt):
+        return RefusalReason.OUT_OF_RANGE
+    if offer.trained_head != chain.version_head:
+        return RefusalReason.WRONG_PARENT
+    return None

@@ -33,7 +33,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from coordinator.events import (
@@ -54,13 +54,13 @@ from coordinator.events import (
 from coordinator.log_writer import LogWriter
 from coordinator.scheduler.clients import Roll
 from coordinator.scheduler.draw import Draw, make_draw
-from coordinator.scheduler.pool import Pool, WaitingOffer
+from coordinator.scheduler.pool import Pool, WaitingOffer, is_ahead, refusal_of
 from shared.effects import Append, Note, Publish, Settle, note
 from shared.errors import RefusalReason
 from shared.modellog.chain import ChainState
 from shared.modellog.entries import Sealer
 from shared.plan import Plan
-from shared.wire.messages import ChangeEntry, DrawEntry, Offer, RunEntry, RunState, Task, VoidEntry
+from shared.wire.messages import ChangeEntry, DirectoryEntry, DrawEntry, RunEntry, RunState, Task, VoidEntry
 from shared.wire.topology import Names
 
 DEADLINE_MEDIANS = 3.0
@@ -85,16 +85,14 @@ class Round:
 class Scheduler:
     """Keeps the roll and the pool, opens rounds, makes draws."""
 
-    def __init__(self, plan: Plan, sites: Mapping[str, str], writer: LogWriter, seal: Sealer) -> None:
+    def __init__(self, plan: Plan, writer: LogWriter, seal: Sealer) -> None:
         """
         Args:
             plan: the federation's plan.
-            sites: the site of every enrolled client.
             writer: the coordinator's access to the log.
             seal: the coordinator's signature.
         """
         self._plan = plan
-        self._sites = sites
         self._names = Names(plan.federation)
         self._writer = writer
         self._log = writer.log
@@ -139,8 +137,8 @@ class Scheduler:
     def _on_offer(self, event: OfferArrived, now: float) -> Iterator[CoordinatorEffect]:
         chain = self._chain()
         waiting = WaitingOffer(event.client, event.offer, event.digest, event.receipt)
-        ahead = chain is None or _is_ahead(event.offer, chain)
-        reason = None if ahead or chain is None else _refusal(event.offer, chain)
+        ahead = chain is None or is_ahead(event.offer, chain)
+        reason = None if ahead or chain is None else refusal_of(event.offer, chain)
         if reason is not None:
             yield Settle(event.receipt)
             yield _refused(event.client, reason, "offer")
@@ -205,10 +203,18 @@ class Scheduler:
             case VoidEntry(reason=reason):
                 yield note("draw_void", "warning", reason=reason)
                 yield from self._next_round(now)
+            case DirectoryEntry():
+                yield from self._on_directory()
             case RunEntry() as entry:
                 yield from self._on_run(entry, now)
             case _:
                 return
+
+    def _on_directory(self) -> Iterator[CoordinatorEffect]:
+        """Who is revoked is not counted on from here on; an offer of theirs is not drawn."""
+        for client in self._roll.forget_others(self._log.directory.active_clients()):
+            yield note("client_revoked", "warning", client=client)
+            yield from self._pool.withdraw(client)
 
     # ── the operator's word ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -336,7 +342,8 @@ class Scheduler:
         return now - current.quorum_at >= self._plan.round.straggler_grace_s
 
     def _make_draw(self, chain: ChainState) -> Iterator[CoordinatorEffect]:
-        draw = make_draw(self._pool.draw(), self._plan.group_size, self._sites, self._writer)
+        sites = {client: entry.site for client, entry in self._log.directory.clients.items()}
+        draw = make_draw(self._pool.draw(), self._plan.group_size, sites, self._writer)
         self._draw = draw
         yield Append(draw.sealed)
         clients = tuple(waiting.client for waiting in draw.offers)
@@ -370,22 +377,6 @@ class Scheduler:
 
     def _chain(self) -> ChainState | None:
         return self._writer.chain
-
-
-def _is_ahead(offer: Offer, chain: ChainState) -> bool:
-    """Whether the client has read an entry that closes our round, and that we have not read back yet."""
-    next_attempt = offer.trained_version == chain.version and offer.attempt == chain.attempt + 1
-    return next_attempt or offer.trained_version == chain.version + 1
-
-
-def _refusal(offer: Offer, chain: ChainState) -> RefusalReason | None:
-    if (offer.trained_version, offer.attempt) < (chain.version, chain.attempt):
-        return RefusalReason.LATE
-    if (offer.trained_version, offer.attempt) > (chain.version, chain.attempt):
-        return RefusalReason.OUT_OF_RANGE
-    if offer.trained_head != chain.version_head:
-        return RefusalReason.WRONG_PARENT
-    return None
 
 
 def _refused(client: str, reason: RefusalReason, what: str) -> Note:

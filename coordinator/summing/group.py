@@ -87,12 +87,11 @@ class OpenGroup:
 class SummingStage:
     """The stage's part in the groups of one draw at a time."""
 
-    def __init__(self, stage_id: str, plan: Plan, log: LogReader, directory_digest: bytes, seal: Sealer) -> None:
+    def __init__(self, stage_id: str, plan: Plan, log: LogReader, seal: Sealer) -> None:
         self._stage_id = stage_id
         self._plan = plan
         self._names = Names(plan.federation)
         self._log = log
-        self._directory_digest = directory_digest
         self._seal = seal
         self._draw: DrawMade | None = None
         self._receipts: list[Receipt] = []
@@ -133,7 +132,7 @@ class SummingStage:
             return
         assert self._log.chain is not None
         plan, chain = self._plan, self._log.chain
-        ground = ground_of(self._log, self._directory_digest)
+        ground = ground_of(self._log)
         while self._queued:
             members = self._queued[0].members
             form = plan.sum_format(len(members), chain.clipping_norm)

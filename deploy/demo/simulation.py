@@ -28,6 +28,7 @@ from shared.crypto.signing import load_signing_key
 from shared.effects import Note, note
 from shared.errors import ComitiaError
 from shared.inbox import Inbox
+from shared.membership import load_membership
 from shared.plan import Plan
 from shared.telemetry import Telemetry
 from shared.transport.memory import MemoryBroker, MemoryTransport
@@ -138,7 +139,7 @@ class Simulation:
         inbox: CoordinatorInbox = Inbox()
         service = CoordinatorService(
             plan,
-            keys.directory,
+            load_membership(keys.root),
             load_signing_key(keys.coordinator_key_file),
             MemoryTransport(self._broker, inbox.put, name="coordinator"),
             first_weights(settings.initial_weights, workload, plan.float_buffers),
@@ -168,7 +169,7 @@ class Simulation:
         directory = keys.directory
         client_keys = {client: identity_key(keys.client_key_directory, client, directory) for client in clients}
         service = WorkerService(
-            Identity(directory, directory.clients[clients[0]].site, f"w-{clients[0]}", client_keys),
+            Identity(load_membership(keys.root), directory.clients[clients[0]].site, f"w-{clients[0]}", client_keys),
             {
                 client: ClientState(MemoryStorage(), client=client, federation=directory.federation_id)
                 for client in clients
@@ -178,6 +179,7 @@ class Simulation:
             rounding=np.random.default_rng([self.options.seed, len(client_keys), *clients[0].encode()]),
             clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(lambda _: None, process="worker"),
+            keep_directory=lambda _: None,
             encode=prepare_words if attacker is None else attacker.encode,
         )
         process = _Process(service, inbox, seat)

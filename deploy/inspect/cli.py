@@ -17,10 +17,10 @@ from deploy.inspect.dead import look, put_back
 from deploy.inspect.log import LogInspection
 from deploy.inspect.reading import Desk
 from deploy.inspect.tables import LOG_HEADING, client_table, dead_table, log_line, log_summary, queue_table
-from shared.crypto.signing import VerificationCache, load_verifying_key
-from shared.directory import DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, Directory, load_directory
+from shared.crypto.signing import VerificationCache
 from shared.inbox import Inbox
 from shared.incoming import keys_of
+from shared.membership import Membership, load_membership
 from shared.settings import ProcessSettings
 from shared.telemetry import configure_logging
 from shared.transport.port import Delivery, Sink, Transport, TransportEvent
@@ -77,9 +77,9 @@ def log(
     coordinator still wrote, are skipped and do not count.
     """
     console = _console()
-    with _opened(context.obj, config, federation_dir) as (desk, directory, opener):
-        inspection = LogInspection(opener)
-        queue = log_queue(Names(directory.federation), 0)
+    with _opened(context.obj, config, federation_dir) as (desk, members, opener):
+        inspection = LogInspection(opener, members)
+        queue = log_queue(Names(members.directory.federation), 0)
         if not as_json:
             console.print(LOG_HEADING, style="dim", highlight=False)
 
@@ -105,7 +105,8 @@ def log(
 @app.command()
 def queues(context: typer.Context, config: _Config = None, federation_dir: _FederationDir = None) -> None:
     """Show how many messages wait in every durable queue, and how many consumers it has."""
-    with _opened(context.obj, config, federation_dir) as (desk, directory, _):
+    with _opened(context.obj, config, federation_dir) as (desk, members, _):
+        directory = members.directory
         durable = federation_topology(Names(directory.federation), directory.active_clients(), 0).queues
         _console().print(queue_table(durable, desk.transport.depths(durable)), highlight=False)
 
@@ -122,8 +123,8 @@ def dead(
     ] = None,
 ) -> None:
     """Show the messages that nobody could use, where they came from, and why; all of them stay there."""
-    with _opened(context.obj, config, federation_dir) as (desk, directory, opener):
-        queue = dead_queue(Names(directory.federation))
+    with _opened(context.obj, config, federation_dir) as (desk, members, opener):
+        queue = dead_queue(Names(members.directory.federation))
         if number is not None:
             letter = put_back(desk, queue, opener, number)
             typer.echo(f"number {number} (sha256 {letter.digest[:12]}) was put back into {letter.queue}")
@@ -153,17 +154,18 @@ def client(
 @contextmanager
 def _opened(
     connect: Connect, config: Path | None, federation_dir: Path | None
-) -> Iterator[tuple[Desk, Directory, Opener]]:
+) -> Iterator[tuple[Desk, Membership, Opener]]:
     """Settings, directory and broker; the connection is closed in the end."""
     settings = CoordinatorSettings.load(config, federation_dir=federation_dir)
     configure_logging(settings.log_format, settings.log_level)
     folder = settings.federation_dir
-    directory = load_directory(folder / DIRECTORY_FILE, load_verifying_key(folder / ENROLMENT_PUBLIC_FILE))
+    members = load_membership(folder)
+    directory = members.directory
     inbox: Inbox[TransportEvent] = Inbox()
     transport = connect(settings, inbox.put, f"{directory.federation}-inspect")
     try:
-        opener = Opener(directory.federation_id, keys_of(directory), VerificationCache())
-        yield Desk(transport, inbox), directory, opener
+        opener = Opener(directory.federation_id, keys_of(members), VerificationCache())
+        yield Desk(transport, inbox), members, opener
     finally:
         transport.close()
 

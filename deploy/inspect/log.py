@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from shared.errors import RefusalReason, RemoteProtocolError
+from shared.membership import Membership
 from shared.modellog.reader import LogReader, Marked, Skipped
 from shared.transport.port import Delivery
 from shared.wire.framing import Opened, Opener, pack_batches, split_batch
@@ -69,8 +70,8 @@ class LogSummary:
 class LogInspection:
     """Reads a log once, from its oldest kept entry on."""
 
-    def __init__(self, opener: Opener) -> None:
-        self.reader = LogReader(opener)
+    def __init__(self, opener: Opener, members: Membership) -> None:
+        self.reader = LogReader(opener, members)
         self.summary = LogSummary()
         self._opener = opener
         self._pieces_size = 0
@@ -109,6 +110,7 @@ class LogInspection:
             "weights_sha256": chain.weights_sha256.hex(),
             "snapshot_offset": self.reader.snapshot_offset,
             "plan_digest": self.reader.plan_digest.hex(),
+            "directory_number": chain.directory_number,
             "directory_digest": self.reader.directory_digest.hex(),
             **counts,
         }

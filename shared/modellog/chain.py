@@ -14,6 +14,8 @@ skipped. The chain knows nothing of weights; `shared.modellog.reader` does.
     change     version is the next one, draw is the open one,           version moves, the draw is closed
                its groups belong to it
     void       draw is the open one                                     the draw is closed, attempt moves
+    directory  its number is above the present one, no draw is open,    the directory is in force
+               the enrolment key has signed its body
     run        version is the present one, issued after the last one    the run is paused, goes on, or is to end
 
 A pause holds until an entry ends it, whoever is in office. A stop is for one session: the next term runs again.
@@ -25,7 +27,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from shared.errors import RefusalReason
-from shared.wire.messages import ChangeEntry, DrawEntry, Entry, RunEntry, RunState, SnapshotEntry, TermEntry, VoidEntry
+from shared.wire.messages import (
+    ChangeEntry,
+    DirectoryEntry,
+    DrawEntry,
+    Entry,
+    RunEntry,
+    RunState,
+    SnapshotEntry,
+    TermEntry,
+    VoidEntry,
+)
 
 GENESIS = bytes(32)
 """The parent of a federation's first entry."""
@@ -55,6 +67,8 @@ class ChainState:
     attempt: int
     weights_sha256: bytes
     clipping_norm: float
+    directory_number: int = 0
+    directory_digest: bytes = b""
     run: RunState = RunState.RUNNING
     controlled_us: int = 0
     draw: OpenDraw | None = None
@@ -72,6 +86,8 @@ def begin(entry: SnapshotEntry, digest: bytes) -> ChainState:
         attempt=entry.attempt,
         weights_sha256=entry.weights_sha256,
         clipping_norm=entry.clipping_norm,
+        directory_number=entry.directory_number,
+        directory_digest=entry.directory_digest,
         run=entry.run,
         controlled_us=entry.controlled_us,
     )
@@ -108,6 +124,8 @@ def advance(state: ChainState, entry: Entry, digest: bytes) -> ChainState:
             )
         case VoidEntry():
             return replace(state, head=digest, draw=None, attempt=state.attempt + 1)
+        case DirectoryEntry():
+            return replace(state, head=digest, directory_number=entry.number, directory_digest=entry.digest)
         case RunEntry():
             return replace(state, head=digest, run=entry.run, controlled_us=entry.issued_us)
         case _:
@@ -126,6 +144,8 @@ def _snapshot_fits(state: ChainState, entry: SnapshotEntry) -> bool:
         and entry.attempt == state.attempt
         and entry.weights_sha256 == state.weights_sha256
         and entry.clipping_norm == state.clipping_norm
+        and entry.directory_number == state.directory_number
+        and entry.directory_digest == state.directory_digest
         and entry.run is state.run
         and entry.controlled_us == state.controlled_us
     )
@@ -149,6 +169,10 @@ def _void_fits(state: ChainState, entry: VoidEntry) -> bool:
     return state.draw is not None and entry.draw == state.draw.entry
 
 
+def _directory_fits(state: ChainState, entry: DirectoryEntry) -> bool:
+    return state.draw is None and entry.number > state.directory_number
+
+
 def _run_fits(state: ChainState, entry: RunEntry) -> bool:
     return entry.version == state.version and entry.issued_us > state.controlled_us
 
@@ -160,4 +184,5 @@ _FITS: dict[type[Entry], Callable[..., bool]] = {
     ChangeEntry: _change_fits,
     VoidEntry: _void_fits,
     RunEntry: _run_fits,
+    DirectoryEntry: _directory_fits,
 }

@@ -30,9 +30,12 @@ class SealedEntry:
     digest: bytes
     _body: memoryview
     _seal: Sealer
+    _ahead: bytes = b""
 
     def frames(self) -> Iterator[bytes]:
         """Frames in the order of the log. Pieces are sealed one at a time: a model never exists twice in frames."""
+        for piece in cut(memoryview(self._ahead)):
+            yield self._seal(Piece(body=bytes(piece)))
         if self.entry.pieces:
             for piece in cut(self._body):
                 yield self._seal(Piece(body=bytes(piece)))
@@ -43,22 +46,27 @@ class SealedEntry:
         return dict(zip(self.entry.pieces, cut(self._body), strict=True)) if self.entry.pieces else {}
 
 
-def seal_entry(entry: E, body: np.ndarray | bytes, seal: Sealer) -> SealedEntry:
+def seal_entry(entry: E, body: np.ndarray | bytes, seal: Sealer, ahead: bytes = b"") -> SealedEntry:
     """Attach `body` to an entry, inline if it is small, and sign it.
 
     Args:
         entry: all fields but `body` and `pieces`.
         body: raw bytes, or a C-contiguous array in little-endian order that stays unchanged until it was appended.
         seal: the coordinator's signature.
+        ahead: what else the entry names by hash (`hashes_of`); its pieces come first.
     """
     view = (memoryview(body) if isinstance(body, bytes) else body.data).cast("B")
     if view.nbytes <= INLINE_BYTES_MAX:
         complete = entry.model_copy(update={"body": bytes(view)})
     else:
-        pieces = tuple(hashlib.sha256(piece).digest() for piece in cut(view))
-        complete = entry.model_copy(update={"pieces": pieces})
+        complete = entry.model_copy(update={"pieces": hashes_of(view)})
     frame = seal(complete)
-    return SealedEntry(complete, frame, digest_of(frame), view, seal)
+    return SealedEntry(complete, frame, digest_of(frame), view, seal, ahead)
+
+
+def hashes_of(view: memoryview | bytes) -> tuple[bytes, ...]:
+    """The hashes of the pieces that these bytes are cut into."""
+    return tuple(hashlib.sha256(piece).digest() for piece in cut(memoryview(view)))
 
 
 def cut(view: memoryview) -> Iterator[memoryview]:
@@ -101,6 +109,10 @@ class PieceBuffer:
     def first_offset(self, digests: tuple[bytes, ...], otherwise: int) -> int:
         """Where the first of these pieces stands in the log; `otherwise` if none is here."""
         return min((self._pieces[digest][1] for digest in digests if digest in self._pieces), default=otherwise)
+
+    def joined(self, digests: tuple[bytes, ...]) -> bytes | None:
+        """These pieces as one, or None if one is not here."""
+        return None if self.size(digests) is None else b"".join(self.bodies(digests))
 
     def bodies(self, digests: tuple[bytes, ...]) -> Iterator[bytes | memoryview]:
         """The bodies of these pieces in order."""
@@ -168,6 +180,12 @@ def holds(entry: Entry, buffer: PieceBuffer, values: np.ndarray) -> bool:
             return False
         at += len(body)
     return True
+
+
+def contents(entry: Entry, buffer: PieceBuffer, bytes_max: int) -> bytes | None:
+    """The body of an entry as bytes, or None if it is not there or larger than `bytes_max`."""
+    size = body_size(entry, buffer)
+    return None if size is None or size > bytes_max else b"".join(_bodies(entry, buffer))
 
 
 def _bodies(entry: Entry, buffer: PieceBuffer) -> Iterable[bytes | memoryview]:

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.codec.coordinates import random_seed, select_coordinates
-from shared.errors import PlanError, RefusalReason, RemoteProtocolError
+from shared.directory import DIRECTORY_BYTES_MAX, Directory
+from shared.errors import DirectoryError, PlanError, RefusalReason, RemoteProtocolError
+from shared.membership import Membership
 from shared.modellog.chain import ChainState, advance, begin, judge
-from shared.modellog.entries import PieceBuffer, SealedEntry, assemble, body_size, holds, join
+from shared.modellog.entries import PieceBuffer, SealedEntry, assemble, body_size, contents, hashes_of, holds, join
 from shared.modellog.listed import decode_listed
 from shared.plan import Plan, decode_plan
 from shared.wire.framing import Opened, Opener, split_batch
-from shared.wire.messages import ChangeEntry, Entry, Mark, Piece, SnapshotEntry
+from shared.wire.messages import ChangeEntry, DirectoryEntry, Entry, Mark, Piece, SnapshotEntry
 
 PIECES_BYTES_FLOOR = 64 << 20
 PIECES_BYTES_UNKNOWN_MODEL = 4 << 30
@@ -61,18 +63,20 @@ class LogReader:
     """The state of one reader: chain, plan, and the weights of the present version.
 
     `weights` is float32 (d,), never changed in place: each version is a new array, so that a training run can
-    keep the one it began with. `coordinates` holds the positions of the present round (None: all).
+    keep the one it began with. `coordinates` holds the positions of the present round (None: all). `signed_directory`
+    is the one in force in the log; `members` takes it over, unless it knows a newer one.
     """
 
-    def __init__(self, opener: Opener) -> None:
+    def __init__(self, opener: Opener, members: Membership) -> None:
         self._opener = opener
+        self.members = members
         self._pieces = PieceBuffer(PIECES_BYTES_UNKNOWN_MODEL)
         self._expected: tuple[bytes, np.ndarray] | None = None
         self._built_on = False
         self.chain: ChainState | None = None
         self.plan: Plan | None = None
         self.plan_digest = b""
-        self.directory_digest = b""
+        self.signed_directory = b""
         self.weights: np.ndarray = np.empty(0, dtype=np.float32)
         self.coordinates: np.ndarray | None = None
         self.snapshot_offset = 0
@@ -130,13 +134,13 @@ class LogReader:
         if reason is not None:
             place = f"after version {self.chain.version}" if self.chain else "with no snapshot before it"
             return Skipped(reason, f"{type(entry).__name__} {place}", digest)
-        first_offset = self._pieces.first_offset(entry.pieces, offset)
+        ahead = entry.directory if isinstance(entry, SnapshotEntry) else ()
+        first_offset = self._pieces.first_offset(ahead + entry.pieces, offset)
         # The next entry's pieces are written when this one has been read; what is left belongs to no chain.
         self._pieces.clear()
         self._expected = None
         if isinstance(entry, SnapshotEntry):
             self.snapshot_offset = first_offset
-            self.directory_digest = entry.directory_digest
         return Accepted(entry, digest, first_offset)
 
     def _was_misled(self, entry: Entry) -> bool:
@@ -154,8 +158,11 @@ class LogReader:
             return RefusalReason.WRONG_PARENT
         plan = decode_plan(entry.plan)
         weights = self._new_weights(entry, digest, None, plan.dimension)
-        if weights is None:
+        signed = self._pieces.joined(entry.directory)
+        if weights is None or signed is None:
             return RefusalReason.WRONG_SIZE
+        if not self._take_directory(signed, entry.directory_number, entry.directory_digest):
+            return RefusalReason.BAD_SIGNATURE
         self.chain = begin(entry, digest)
         self.plan = plan
         self.plan_digest = plan.digest()
@@ -171,7 +178,9 @@ class LogReader:
                 plan = self._same_plan(entry)
                 if plan is None:
                     return RefusalReason.NOT_ALLOWED
-                if not holds(entry, self._pieces, self.weights):
+                if entry.directory != hashes_of(self.signed_directory):
+                    return RefusalReason.NOT_ALLOWED
+                if self._pieces.size(entry.directory) is None or not holds(entry, self._pieces, self.weights):
                     return RefusalReason.WRONG_SIZE
                 self.plan = plan
             case ChangeEntry():
@@ -183,6 +192,12 @@ class LogReader:
                     return RefusalReason.WRONG_SIZE
                 self.weights = weights
                 self._choose_coordinates(digest)
+            case DirectoryEntry():
+                signed = contents(entry, self._pieces, DIRECTORY_BYTES_MAX)
+                if signed is None:
+                    return RefusalReason.WRONG_SIZE
+                if not self._take_directory(signed, entry.number, entry.digest):
+                    return RefusalReason.BAD_SIGNATURE
         return None
 
     def _allows(self, entry: ChangeEntry) -> bool:
@@ -195,6 +210,27 @@ class LogReader:
                 return self.plan.codec.selection == "top_k"
             case _:
                 return True
+
+    @property
+    def directory(self) -> Directory:
+        """The directory in force in the log, from a reader that has begun."""
+        return self.members.read(self.signed_directory)
+
+    @property
+    def directory_digest(self) -> bytes:
+        """The digest of the directory in force (32 bytes); empty before the log has begun."""
+        return self.chain.directory_digest if self.chain else b""
+
+    def _take_directory(self, signed: bytes, number: int, digest: bytes) -> bool:
+        try:
+            directory = self.members.read(signed)
+            if (directory.number, directory.digest()) != (number, digest):
+                return False
+            self.members.adopt(signed)
+        except DirectoryError:
+            return False
+        self.signed_directory = signed
+        return True
 
     def _same_plan(self, entry: SnapshotEntry) -> Plan | None:
         """The plan of a snapshot if it is ours; its number of rounds may be another, and counts from here on."""

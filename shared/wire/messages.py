@@ -32,6 +32,9 @@ GROUPS_MAX = 1 << 16
 PLAN_BYTES_MAX = 256 << 10
 """Upper bound of an encoded plan: every snapshot carries it inside its frame."""
 
+DIRECTORY_PIECES_MAX = 32
+"""A signed directory has at most this many pieces."""
+
 Hash = Annotated[bytes, Field(min_length=32, max_length=32)]
 Nonce = Annotated[bytes, Field(min_length=16, max_length=16)]
 PieceBytes = Annotated[bytes, Field(max_length=PIECE_BYTES_MAX)]
@@ -58,6 +61,7 @@ class Kind(IntEnum):
     CHANGE = 37
     VOID = 38
     RUN = 39
+    DIRECTORY = 40
     CONTROL = 48
 
 
@@ -253,7 +257,10 @@ class RunState(StrEnum):
 
 
 class SnapshotEntry(Entry):
-    """The whole model of `version` (body: float32 little endian), with all that a new reader has to know."""
+    """The whole model of `version` (body: float32 little endian), with all that a new reader has to know.
+
+    `directory` names the pieces of the signed directory in force, which stand before those of the body.
+    """
 
     kind: ClassVar[Kind] = Kind.SNAPSHOT
 
@@ -263,7 +270,9 @@ class SnapshotEntry(Entry):
     weights_sha256: Hash
     clipping_norm: Annotated[float, Field(gt=0)]
     plan: Annotated[bytes, Field(max_length=PLAN_BYTES_MAX)]
+    directory_number: Counter
     directory_digest: Hash
+    directory: Annotated[tuple[Hash, ...], Field(min_length=1, max_length=DIRECTORY_PIECES_MAX)]
     run: Annotated[RunState, Field(strict=False)]
     controlled_us: Counter
 
@@ -315,6 +324,15 @@ class RunEntry(Entry):
     version: Version
 
 
+class DirectoryEntry(Entry):
+    """From here on this directory is in force; the body is its file's content, signed by the enrolment key."""
+
+    kind: ClassVar[Kind] = Kind.DIRECTORY
+
+    number: Annotated[int, Field(ge=1, lt=1 << 48)]
+    digest: Hash
+
+
 # ── the operator ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -347,6 +365,7 @@ MESSAGE_TYPES: dict[Kind, type[Message]] = {
         ChangeEntry,
         VoidEntry,
         RunEntry,
+        DirectoryEntry,
         Control,
     )
 }

@@ -13,7 +13,7 @@ from coordinator.events import CoordinatorEffect, EntryAccepted, Event, OfferArr
 from coordinator.log_writer import LogWriter
 from shared.effects import Append, Note, Publish, Receipt, Settle
 from shared.modellog.chain import ChainState
-from shared.modellog.reader import Accepted, LogEvent, LogReader
+from shared.modellog.reader import Accepted, LogEvent
 from shared.plan import Plan
 from shared.wire.framing import digest_of, pack_batches
 from shared.wire.messages import ClientState, Entry, Message
@@ -58,16 +58,12 @@ class Desk:
         self.plan = plan or tiny_plan()
         self.federation: Federation = make_federation(clients)
         self.clients = sorted(self.federation.clients)
-        self.log = LogReader(self.federation.opener())
-        self.writer = LogWriter(self.log, self.plan, self.directory_digest, self.federation.seal)
+        self.log = self.federation.reader()
+        self.writer = LogWriter(self.log, self.plan, self.federation.seal)
         self.stream: list[bytes] = []
         self._sequence = itertools.count(1)
         if founded:
             self.read_back([self.writer.snapshot(np.zeros(self.plan.dimension, np.float32))])
-
-    @property
-    def directory_digest(self) -> bytes:
-        return self.federation.directory.digest()
 
     @property
     def sites(self) -> dict[str, str]:

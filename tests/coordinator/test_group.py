@@ -32,9 +32,7 @@ class Stage:
 
     def __init__(self, clients: int = 3, plan: Plan | None = None) -> None:
         self.desk = Desk(plan, clients)
-        self.stage = SummingStage(
-            STAGE, self.desk.plan, self.desk.log, self.desk.directory_digest, self.desk.federation.seal
-        )
+        self.stage = SummingStage(STAGE, self.desk.plan, self.desk.log, self.desk.federation.seal)
         self.settled = Settled()
         self.draw = self.make_draw()
         self.jobs = [JobArrived(job, receipt()) for job in self.draw.jobs()]
@@ -71,7 +69,7 @@ class Stage:
     def words(self, client: str, **fields: Any) -> list[WordsArrived]:
         """All pieces of one client's words, with some fields replaced."""
         group = self.group_of(client)
-        ground = ground_of(self.desk.log, self.desk.directory_digest)
+        ground = ground_of(self.desk.log)
         transcript = transcript_of(ground, self.draw.sealed.digest, group.index, 0, group.members)
         body = self.vector(client).tobytes()
         cuts = range(0, len(body), PIECE_BYTES_MAX)
@@ -292,9 +290,7 @@ def test_a_job_of_another_draw_is_dropped_and_disturbs_nothing() -> None:
 
 def test_a_job_of_a_session_before_is_dropped() -> None:
     stage = Stage()
-    fresh = SummingStage(
-        "stage-2", stage.desk.plan, stage.desk.log, stage.desk.directory_digest, stage.desk.federation.seal
-    )
+    fresh = SummingStage("stage-2", stage.desk.plan, stage.desk.log, stage.desk.federation.seal)
     stage.read_draw_back()
 
     assert notes(fresh.handle(stage.jobs[0], 0.0)) == ["job_dropped"]
@@ -328,7 +324,7 @@ def test_the_next_draw_is_a_new_one() -> None:
 
 def test_before_any_draw_nothing_happens() -> None:
     desk = Desk()
-    stage = SummingStage(STAGE, desk.plan, desk.log, desk.directory_digest, desk.federation.seal)
+    stage = SummingStage(STAGE, desk.plan, desk.log, desk.federation.seal)
 
     assert stage.handle(Tick(), 1.0) == ()
     assert notes(stage.handle(WordsArrived("client-0", _any_words()), 1.0)) == [f"refused {RefusalReason.LATE}"]

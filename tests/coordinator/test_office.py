@@ -28,7 +28,7 @@ class Session:
     def __init__(self, desk: Desk, plan: Plan | None = None, session: bytes = OURS, continuable: bool = True) -> None:
         self.desk = desk
         plan = plan or desk.plan
-        desk.writer = LogWriter(desk.log, plan, desk.directory_digest, desk.federation.seal)
+        desk.writer = LogWriter(desk.log, plan, desk.federation.seal)
         self.office = Office(plan, desk.writer, WEIGHTS, continuable, desk.federation.seal)
         self.mark = self.office.start(session).frame
 

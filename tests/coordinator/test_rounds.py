@@ -43,7 +43,7 @@ class Office:
         plan = tiny_plan(round=round_fields, aggregation={"rule": "trimmed-mean", "trim": trim})
         self.desk = Desk(plan, clients)
         self.clients = self.desk.clients
-        self.scheduler = Scheduler(plan, self.desk.sites, self.desk.writer, self.desk.federation.seal)
+        self.scheduler = Scheduler(plan, self.desk.writer, self.desk.federation.seal)
         self.settled = Settled()
         self.handle(TookOffice(), 0.0)
         self.join(self.clients[: clients if joined is None else joined], 0.0)

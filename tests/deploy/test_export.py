@@ -64,7 +64,7 @@ class Hub:
         return self.seats[-1]
 
     def read(self, connect: Callable[[Any, str], Transport] | None = None, quiet_s: float = QUIET_S) -> LoggedModel:
-        return read_model(self.federation.directory, connect or self.connect, quiet_s=quiet_s, patience_s=0.1)
+        return read_model(self.federation.members(), connect or self.connect, quiet_s=quiet_s, patience_s=0.1)
 
 
 def values(number: float) -> np.ndarray:
@@ -205,7 +205,9 @@ def test_buffers_and_tied_parameters_are_in_the_file(tmp_path: Path) -> None:
 def test_the_command_reads_from_rabbitmq(rabbitmq_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_federation_keys(tmp_path / "keys", "export-test", 2)
     keys = load_keys(tmp_path / "keys")
-    federation = Federation(keys.directory, load_signing_key(keys.coordinator_key_file), {})
+    federation = Federation(
+        keys.directory, load_signing_key(keys.coordinator_key_file), {}, load_signing_key(keys.enrolment_key_file)
+    )
     ours = {"federation": "export-test", "federation_id": keys.directory.federation_id}
     book = LogBook(federation, plan_for(TinyWorkload(), **ours))
     book.snapshot()

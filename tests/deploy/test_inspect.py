@@ -73,7 +73,7 @@ def history() -> LogBook:
 
 
 def inspect(stream: list[bytes]) -> tuple[LogInspection, list[LogRecord]]:
-    inspection = LogInspection(FEDERATION.opener())
+    inspection = LogInspection(FEDERATION.opener(), FEDERATION.members())
     deliveries = [make_delivery(body, offset=offset) for offset, body in enumerate(stream)]
     return inspection, list(inspection.records(deliveries))
 
@@ -112,7 +112,7 @@ def test_the_bytes_of_an_entry_include_its_pieces() -> None:
     _, (snapshot, draw) = inspect(book.stream)
 
     # Each message of the stream is its frames, each behind four bytes of length.
-    frames = 3 + 1 + 1
+    frames = 1 + 3 + 1 + 1  # the directory, the model, the snapshot, the draw
     assert snapshot.size > 2_400_000
     assert snapshot.size + draw.size + 4 * frames == sum(map(len, book.stream))
 

@@ -140,7 +140,8 @@ def test_entries_of_every_size_are_counted_exactly(dimension: int) -> None:
     book.change(np.zeros(dimension, np.float32), groups=(0,))
     foreseen = foresee(plan, 3)
 
-    assert foreseen.snapshot_bytes_down == pytest.approx(snapshot_bytes, abs=16)
+    # The directory's size depends on the names in it.
+    assert foreseen.snapshot_bytes_down == pytest.approx(snapshot_bytes, abs=64)
     assert foreseen.change_bytes_down == pytest.approx(sum(map(len, book.stream)) - before, abs=16)
 
 

@@ -85,7 +85,9 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
         weights_sha256=hashes,
         clipping_norm=norms,
         plan=bodies,
+        directory_number=counters,
         directory_digest=hashes,
+        directory=st.lists(hashes, min_size=1, max_size=3).map(tuple),
         run=st.sampled_from(m.RunState),
         controlled_us=counters,
         **link,
@@ -105,5 +107,6 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
     ),
     m.Kind.VOID: st.builds(m.VoidEntry, draw=hashes, reason=texts, **link),
     m.Kind.RUN: st.builds(m.RunEntry, run=st.sampled_from(m.RunState), issued_us=counters, version=versions, **link),
+    m.Kind.DIRECTORY: st.builds(m.DirectoryEntry, number=st.integers(1, 2**48 - 1), digest=hashes, **link),
     m.Kind.CONTROL: st.builds(m.Control, run=st.sampled_from(m.RunState), issued_us=counters),
 }

@@ -11,10 +11,30 @@ from hypothesis import strategies as st
 
 from shared.errors import RefusalReason
 from shared.modellog.chain import GENESIS, ChainState, OpenDraw, advance, begin, judge
-from shared.wire.messages import ChangeEntry, DrawEntry, Entry, RunEntry, RunState, SnapshotEntry, TermEntry, VoidEntry
+from shared.wire.messages import (
+    ChangeEntry,
+    DirectoryEntry,
+    DrawEntry,
+    Entry,
+    RunEntry,
+    RunState,
+    SnapshotEntry,
+    TermEntry,
+    VoidEntry,
+)
 
 HEAD, MADE, WEIGHTS, DRAW, OTHER = (bytes([number]) * 32 for number in range(1, 6))
-IDLE = ChainState(head=HEAD, term=3, version=7, version_head=MADE, attempt=1, weights_sha256=WEIGHTS, clipping_norm=0.5)
+IDLE = ChainState(
+    head=HEAD,
+    term=3,
+    version=7,
+    version_head=MADE,
+    attempt=1,
+    weights_sha256=WEIGHTS,
+    clipping_norm=0.5,
+    directory_number=2,
+    directory_digest=OTHER,
+)
 PAUSED = replace(IDLE, run=RunState.PAUSED, controlled_us=50)
 STOPPING = replace(IDLE, run=RunState.STOPPING, controlled_us=50)
 OPEN = replace(IDLE, head=DRAW, draw=OpenDraw(DRAW, 4, OTHER))
@@ -30,7 +50,9 @@ def snapshot(**fields: Any) -> SnapshotEntry:
         "weights_sha256": WEIGHTS,
         "clipping_norm": 0.5,
         "plan": b"",
+        "directory_number": 2,
         "directory_digest": OTHER,
+        "directory": (OTHER,),
         "run": RunState.RUNNING,
         "controlled_us": 0,
     }
@@ -65,6 +87,10 @@ def void(**fields: Any) -> VoidEntry:
 
 def run(state: RunState = RunState.PAUSED, **fields: Any) -> RunEntry:
     return RunEntry(**{"parent": HEAD, "term": 3, "run": state, "issued_us": 60, "version": 7, **fields})
+
+
+def directory(**fields: Any) -> DirectoryEntry:
+    return DirectoryEntry(**{"parent": HEAD, "term": 3, "number": 3, "digest": DRAW, **fields})
 
 
 PARENT, TERM, FIT = RefusalReason.WRONG_PARENT, RefusalReason.WRONG_TERM, RefusalReason.NOT_ALLOWED
@@ -121,6 +147,16 @@ PARENT, TERM, FIT = RefusalReason.WRONG_PARENT, RefusalReason.WRONG_TERM, Refusa
         (OPEN, void(parent=HEAD), PARENT),
         (OPEN, void(term=2), TERM),
         (OPEN, void(draw=OTHER), FIT),
+        # ── who belongs ──
+        (IDLE, directory(), None),
+        (IDLE, directory(number=9), None),
+        (IDLE, directory(number=2), FIT),
+        (IDLE, directory(number=1), FIT),
+        (OPEN, directory(parent=DRAW), FIT),
+        (IDLE, directory(term=2), TERM),
+        (IDLE, directory(parent=OTHER), PARENT),
+        (IDLE, snapshot(directory_number=3), FIT),
+        (IDLE, snapshot(directory_digest=DRAW), FIT),
         # ── the operator ──
         (IDLE, run(), None),
         (OPEN, run(parent=DRAW), None),
@@ -159,10 +195,13 @@ def test_what_joins_the_chain(state: ChainState, entry: Entry, refusal: RefusalR
                 attempt=0,
                 weights_sha256=OTHER,
                 clipping_norm=0.25,
+                directory_number=2,
+                directory_digest=OTHER,
                 draw=None,
             ),
         ),
         (OPEN, void(), replace(IDLE, head=OTHER, attempt=2)),
+        (IDLE, directory(), replace(IDLE, head=OTHER, directory_number=3, directory_digest=DRAW)),
         (OPEN, run(parent=DRAW), replace(OPEN, head=OTHER, run=RunState.PAUSED, controlled_us=60)),
         (PAUSED, run(RunState.RUNNING), replace(IDLE, head=OTHER, run=RunState.RUNNING, controlled_us=60)),
         # A pause outlives the coordinator, a stop does not; neither command counts twice.

@@ -236,10 +236,11 @@ def test_a_refusal_names_the_field_and_never_its_value() -> None:
 
 
 def test_a_repeat_costs_no_verification(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = FEDERATION.members()
     verified = []
     verify = VerifyingKey.verify
     monkeypatch.setattr(VerifyingKey, "verify", lambda *call: (verified.append(1), verify(*call))[1])
-    opener = Opener(FEDERATION_ID, keys_of(FEDERATION.directory), VerificationCache())
+    opener = Opener(FEDERATION_ID, keys_of(members), VerificationCache())
 
     first, repeat = opener.open(FRAME), opener.open(FRAME)
 

@@ -20,7 +20,7 @@ from shared.effects import Note, Settle
 from shared.errors import RemoteProtocolError
 from shared.identity import COORDINATOR
 from shared.incoming import open_delivery
-from shared.modellog.reader import LogReader, Skipped
+from shared.modellog.reader import Skipped
 from shared.telemetry import Telemetry
 from shared.wire.framing import MAGIC, WIRE_VERSION, pack_batches, split_batch
 from shared.wire.messages import Group, GroupJob, Kind, Mark, Member, Message, Piece, Role, Roster, Task, Words
@@ -184,7 +184,7 @@ def frames_in(body: bytes) -> int:
 def test_nothing_that_arrives_stops_a_receiver_or_stays_in_its_memory() -> None:
     log = make_log()
     fuzzer = make_fuzzer(2024, log)
-    reader = LogReader(FEDERATION.opener())
+    reader = FEDERATION.reader()
     for offset, body in enumerate(log.stream):
         reader.feed(offset, body)
     opener, chain, weights = FEDERATION.opener(), reader.chain, reader.weights.tobytes()

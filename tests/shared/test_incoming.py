@@ -88,7 +88,7 @@ def test_a_genuine_message_in_the_wrong_queue_is_noted_and_settled() -> None:
 
 
 def test_keys_come_from_the_directory_by_role() -> None:
-    key_of = keys_of(FEDERATION.directory)
+    key_of = keys_of(FEDERATION.members())
 
     assert key_of(Role.COORDINATOR, "coordinator") == FEDERATION.coordinator.public
     assert key_of(Role.CLIENT, "client-0") == FEDERATION.clients["client-0"].public

@@ -21,7 +21,9 @@ SNAPSHOT = {
     "weights_sha256": H,
     "clipping_norm": 1.0,
     "plan": b"",
+    "directory_number": 1,
     "directory_digest": H,
+    "directory": (H,),
     "run": "running",
     "controlled_us": 0,
 }
@@ -49,6 +51,7 @@ VALID: dict[type[m.Message], dict[str, Any]] = {
     },
     m.VoidEntry: {**LINK, "draw": H, "reason": ""},
     m.RunEntry: {**LINK, "run": "paused", "issued_us": 1, "version": 0},
+    m.DirectoryEntry: {**LINK, "number": 1, "digest": H},
     m.Control: {"run": "stopping", "issued_us": 1},
 }
 
@@ -122,7 +125,9 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
         "weights_sha256": HASH,
         "clipping_norm": NORM,
         "plan": (bytes(m.PLAN_BYTES_MAX + 1), "text"),
+        "directory_number": COUNTER,
         "directory_digest": HASH,
+        "directory": (*HASHES, (), (H,) * (m.DIRECTORY_PIECES_MAX + 1)),
         "run": RUN,
         "controlled_us": COUNTER,
     },
@@ -137,6 +142,7 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
     },
     m.VoidEntry: {"draw": HASH, "reason": TEXT},
     m.RunEntry: {"run": RUN, "issued_us": COUNTER, "version": VERSION},
+    m.DirectoryEntry: {"number": (0, 2**48, 1.0), "digest": HASH},
     m.Control: {"run": RUN, "issued_us": COUNTER},
 }
 CASES = [
@@ -170,6 +176,7 @@ def test_the_decoder_knows_every_type_and_numbers_never_change() -> None:
         37: "ChangeEntry",
         38: "VoidEntry",
         39: "RunEntry",
+        40: "DirectoryEntry",
         48: "Control",
     }
 

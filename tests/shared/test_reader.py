@@ -10,16 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.errors import PlanError, RefusalReason
+from shared.crypto.signing import SigningKey
+from shared.directory import Directory, sign_directory
+from shared.errors import PlanError, RefusalReason, RemoteProtocolError
+from shared.membership import Membership
 from shared.modellog import reader as reader_module
 from shared.modellog.chain import ChainState
 from shared.modellog.entries import SealedEntry, seal_entry
 from shared.modellog.listed import encode_listed, listed_size
 from shared.modellog.reader import Accepted, LogEvent, LogReader, Marked, Skipped, round_coordinates, weights_digest
-from shared.plan import Plan
+from shared.plan import Plan, RoundPlan
 from shared.wire.framing import pack_batches
-from shared.wire.messages import PIECE_BYTES_MAX, Entry, Mark, Piece, SnapshotEntry
-from tests.builders import LogBook, make_federation, make_offer, tiny_plan
+from shared.wire.messages import PIECE_BYTES_MAX, DirectoryEntry, Entry, Mark, Piece, SnapshotEntry
+from tests.builders import ENROLMENT, LogBook, make_federation, make_offer, signing_key, tiny_plan
 
 FEDERATION = make_federation()
 SPARSE = tiny_plan(8)
@@ -39,7 +42,7 @@ def log_of(plan: Plan) -> LogBook:
 
 
 def read(stream: list[bytes], start: int = 0) -> tuple[LogReader, list[LogEvent]]:
-    log = LogReader(FEDERATION.opener())
+    log = FEDERATION.reader()
     events = [event for offset, body in enumerate(stream[start:], start) for event in log.feed(offset, body)]
     return log, events
 
@@ -128,7 +131,7 @@ def test_the_rounds_coordinates_follow_from_the_entry_that_made_the_version() ->
 
 def test_a_model_of_several_pieces_is_read_and_its_writer_copies_nothing() -> None:
     book = LogBook(FEDERATION, LARGE, np.random.default_rng(1).random(600_000, np.float32))
-    writer = LogReader(FEDERATION.opener())
+    writer = FEDERATION.reader()
     sealed = book.seal(*book.snapshot_draft())
     writer.expect(sealed, book.first_weights)
 
@@ -278,7 +281,7 @@ def test_a_snapshot_may_change_the_number_of_rounds_for_all_readers() -> None:
 
     assert book.reader.plan == longer
     assert book.chain.version == 2
-    late = LogReader(FEDERATION.opener())
+    late = FEDERATION.reader()
     for offset, message in enumerate(book.stream[place:], start=place):
         late.feed(offset, message)
     assert (late.plan, late.plan_digest, late.chain) == (longer, SPARSE.digest(), book.chain)
@@ -306,14 +309,80 @@ def test_a_snapshot_with_another_plan_is_skipped() -> None:
     assert book.reader.plan == SPARSE
 
 
-def test_a_snapshot_tells_of_a_new_directory() -> None:
+def next_directory(book: LogBook, **changes: object) -> Directory:
+    """The directory after the one in force."""
+    present = book.reader.directory
+    return Directory.model_validate(present.model_dump() | {"number": present.number + 1} | changes)
+
+
+def directory_entry(directory: Directory, key: SigningKey = ENROLMENT) -> tuple[DirectoryEntry, bytes]:
+    entry = DirectoryEntry(parent=bytes(32), term=0, number=directory.number, digest=directory.digest())
+    return entry, sign_directory(directory, key)
+
+
+def test_a_new_directory_counts_for_who_follows_and_who_joins_later() -> None:
+    book = log_of(SPARSE)
+    directory = next_directory(book, revoked=frozenset({"client-0"}))
+    book.append(*directory_entry(directory))
+    book.step(np.ones(8, np.float32))
+    book.snapshot()
+
+    late, _ = read(book.stream, book.reader.snapshot_offset)
+    for reader in (book.reader, late, read(book.stream)[0]):
+        assert reader.directory == reader.members.directory == directory
+        assert reader.directory_digest == directory.digest()
+        assert state_of(reader) == state_of(book.reader)
+        with pytest.raises(RemoteProtocolError, match="revoked"):
+            reader.members.directory.client_key("client-0")
+
+
+def test_directories_that_are_old_forged_or_of_others_are_refused() -> None:
+    book = log_of(SPARSE)
+    first = book.reader.directory
+    second = next_directory(book)
+    entry, body = directory_entry(second)
+    cases = [
+        (directory_entry(first), RefusalReason.NOT_ALLOWED),
+        (directory_entry(second, signing_key(77)), RefusalReason.BAD_SIGNATURE),
+        (directory_entry(next_directory(book, federation="other")), RefusalReason.BAD_SIGNATURE),
+        (directory_entry(next_directory(book, coordinator_key="ab" * 32)), RefusalReason.BAD_SIGNATURE),
+        ((entry.model_copy(update={"number": 3}), body), RefusalReason.BAD_SIGNATURE),
+        ((entry.model_copy(update={"digest": bytes(32)}), body), RefusalReason.BAD_SIGNATURE),
+    ]
+    for (entry, body), reason in cases:
+        assert [event.reason for event in book.write(*book.seal(entry, body).frames())] == [reason]
+    assert book.reader.directory == book.reader.members.directory == first
+
+    book.draw()
+    (skipped,) = book.write(*book.seal(*directory_entry(second)).frames())
+    assert skipped.reason is RefusalReason.NOT_ALLOWED
+    book.void()
+    book.append(*directory_entry(second))
+    (skipped,) = book.write(*book.seal(*directory_entry(second)).frames())
+    assert skipped.reason is RefusalReason.NOT_ALLOWED
+
+
+def test_a_reader_that_knows_a_newer_directory_than_the_log_keeps_it() -> None:
+    book = log_of(SPARSE)
+    newer = next_directory(book, revoked=frozenset({"client-1"}))
+    members = Membership(sign_directory(newer, ENROLMENT), ENROLMENT.public)
+    reader = LogReader(FEDERATION.opener(), members)
+    reader.feed(0, book.stream[0])
+
+    assert state_of(reader) == state_of(book.reader)
+    assert reader.directory == FEDERATION.directory
+    assert members.directory == newer
+
+
+def test_a_snapshot_whose_directory_is_not_there_counts_for_nobody() -> None:
     book = log_of(SPARSE)
     entry, body = book.snapshot_draft()
+    sealed = seal_entry(entry.model_copy(update={"parent": book.chain.head, "term": 1}), body, FEDERATION.seal)
 
-    book.append(entry.model_copy(update={"directory_digest": b"n" * 32}), body)
-
-    assert book.reader.directory_digest == b"n" * 32
-    assert state_of(read(book.stream, 1)[0]) == state_of(book.reader)
+    assert [event.reason for event in book.write(sealed.frame)] == [RefusalReason.WRONG_SIZE]
+    fresh = FEDERATION.reader()
+    (body_of_stream,) = pack_batches([sealed.frame])
+    assert [type(event) for event in fresh.feed(0, body_of_stream)] == [Skipped]
 
 
 def test_a_plan_that_cannot_be_read_is_said() -> None:
@@ -452,7 +521,7 @@ def test_a_reader_that_began_with_a_replaced_writers_snapshot_finds_the_chain_ag
     book.step(values(1))
     book.term()
     start = len(book.stream)
-    assert [type(event) for event in book.write(stale.frame)] == [Skipped]
+    assert [type(event) for event in book.write(*stale.frames())] == [Skipped]
     book.step(values(2))
     book.snapshot()
     book.step(values(3))
@@ -478,7 +547,7 @@ def test_interleaved_writers_leave_one_chain_for_every_reader(order: list[bool])
     """Two sessions write at one head, and believe it theirs; their frames reach the log in any order."""
     book = log_of(tiny_plan(300_000, codec={"selection": "dense", "density": 1}))
     entry, weights = book.snapshot_draft()
-    other = entry.model_copy(update={"directory_digest": b"2" * 32})
+    other = entry.model_copy(update={"plan": book.plan.model_copy(update={"round": RoundPlan(rounds=99)}).encode()})
     first = [*book.seal(entry, weights).frames(), book.seal(book.draw_draft(groups=2)).frame]
     second = [book.seal(book.draw_draft(groups=3)).frame, *book.seal(other, weights).frames()]
     for from_first in order:

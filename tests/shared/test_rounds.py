@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from shared.codec.coordinates import coordinates_digest
-from shared.modellog.reader import LogReader
 from shared.rounds import ground_of, threshold, transcript_of
 from shared.wire.messages import Member
 from tests.builders import LogBook, make_federation, tiny_plan
 
 FEDERATION = make_federation()
 MEMBERS = (Member(client="client-0", site="site-0", worker="w-0", offer=b"o" * 32),)
-DRAW, DIRECTORY = b"d" * 32, b"r" * 32
+DRAW = b"d" * 32
 
 
 def log_of(**plan: object) -> LogBook:
@@ -26,10 +25,10 @@ def log_of(**plan: object) -> LogBook:
 
 def test_two_readers_compute_the_same_transcript() -> None:
     book = log_of()
-    other = LogReader(FEDERATION.opener())
+    other = FEDERATION.reader()
     other.feed(0, book.stream[0])
 
-    ours, theirs = (ground_of(reader, DIRECTORY) for reader in (book.reader, other))
+    ours, theirs = (ground_of(reader) for reader in (book.reader, other))
 
     assert ours == theirs
     assert transcript_of(ours, DRAW, 0, 0, MEMBERS) == transcript_of(theirs, DRAW, 0, 0, MEMBERS)
@@ -37,22 +36,22 @@ def test_two_readers_compute_the_same_transcript() -> None:
 
 def test_the_ground_holds_the_coordinates_of_the_round() -> None:
     book = log_of(dimension=64)
-    first = ground_of(book.reader, DIRECTORY)
+    first = ground_of(book.reader)
     assert first.coordinates_digest == coordinates_digest(book.reader.coordinates, 64)
 
     book.step(np.ones(64, np.float32))
-    assert ground_of(book.reader, DIRECTORY).coordinates_digest != first.coordinates_digest
+    assert ground_of(book.reader).coordinates_digest != first.coordinates_digest
 
 
 def test_all_coordinates_need_no_digest_because_the_plan_says_so() -> None:
     book = log_of(codec={"selection": "dense", "density": 1})
 
-    assert ground_of(book.reader, DIRECTORY).coordinates_digest == bytes(32)
+    assert ground_of(book.reader).coordinates_digest == bytes(32)
 
 
 def test_everything_that_members_must_see_alike_changes_the_transcript() -> None:
-    ground = ground_of(log_of().reader, DIRECTORY)
-    other_plan = ground_of(log_of(weight_records_max=11).reader, DIRECTORY)
+    ground = ground_of(log_of().reader)
+    other_plan = ground_of(log_of(weight_records_max=11).reader)
     others = [
         (ground, b"x" * 32, 0, 0, MEMBERS),
         (ground, DRAW, 1, 0, MEMBERS),

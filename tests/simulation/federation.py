@@ -14,7 +14,8 @@ from coordinator.service import CoordinatorService
 from shared.codec.flatten import read_weights
 from shared.effects import Note
 from shared.inbox import Inbox
-from shared.modellog.reader import Accepted, LogReader
+from shared.membership import Membership
+from shared.modellog.reader import Accepted
 from shared.plan import Plan
 from shared.telemetry import Telemetry
 from shared.transport.memory import Faults, MemoryBroker, MemoryTransport
@@ -22,7 +23,7 @@ from shared.transport.port import Delivered, Delivery, Outcome, Queue, StreamSta
 from shared.wire.framing import split_batch
 from shared.wire.messages import ChangeEntry, Entry, Message
 from shared.wire.topology import log_queue
-from tests.builders import make_federation, tiny_plan
+from tests.builders import ENROLMENT, make_federation, tiny_plan
 from tests.tiny_workload import RECORDS_MAX, TinyWorkload
 from worker.events import Train, TrainingFailed, TrainingFinished
 from worker.service import Identity, WorkerService
@@ -168,6 +169,7 @@ class FederationRun:
         self.published: list[tuple[str, bytes]] = []
         self.storages = {client: MemoryStorage(client) for client in self.clients}
         self.shares = [tuple(self.clients[i::processes]) for i in range(processes)]
+        self.known = [self.keys.signed] * processes
         self._sessions = 0
         self.start_coordinator()
         self.processes: list[Process | None] = [None] * processes
@@ -184,7 +186,7 @@ class FederationRun:
         self.coordinator_history: list[tuple[Any, ...]] = []
         self.coordinator = CoordinatorService(
             self.plan,
-            self.keys.directory,
+            self.keys.members(),
             self.keys.coordinator,
             Tap(self.coordinator_transport, self.coordinator_history),
             read_weights(self.workload.model(), float_buffers=self.plan.float_buffers),
@@ -201,16 +203,17 @@ class FederationRun:
         self.broker.crash(self.coordinator_transport)
         self.start_coordinator()
 
-    def start_worker(self, index: int, *, directory: Any = None) -> Process:
+    def start_worker(self, index: int, *, members: Membership | None = None) -> Process:
         clients = self.shares[index]
         inbox: Inbox[Any] = Inbox()
         history: list[tuple[Any, ...]] = []
-        directory = directory or self.keys.directory
+        members = members or Membership(self.known[index], ENROLMENT.public)
+        directory = members.directory
         self._sessions += 1
         transport = MemoryTransport(self.broker, inbox.put, name=f"p{self._sessions}")
         notes: list[Note] = []
         service = WorkerService(
-            Identity(directory, "site-0", f"w-{self._sessions}", {c: self.keys.clients[c] for c in clients}),
+            Identity(members, "site-0", f"w-{self._sessions}", {c: self.keys.clients[c] for c in clients}),
             {
                 client: ClientState(self.storages[client], client=client, federation=directory.federation_id)
                 for client in clients
@@ -220,6 +223,7 @@ class FederationRun:
             rounding=np.random.default_rng(self._sessions),
             clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(notes.append),
+            keep_directory=lambda newest: self.known.__setitem__(index, newest.signed),
         )
         process = Process(clients, service, inbox, transport, history, notes=notes)
         self.processes[index] = process
@@ -316,7 +320,7 @@ class FederationRun:
         transport = MemoryTransport(self.broker, inbox.put, name="reader")
         self.broker.inject(None)
         transport.consume(log_queue(self.keys.names, 0), prefetch=65_535, start="first")
-        reader = LogReader(self.keys.opener())
+        reader = self.keys.reader()
         entries: list[Entry] = []
         weights: list[np.ndarray] = []
         for item in inbox.take(0):

@@ -81,7 +81,6 @@ class Client:
             Seat(CLIENT, "site-0", "w-0", lambda message: self.federation.seal_as(CLIENT, message)),
             self.federation.names,
             self.book.reader,
-            self.federation.directory.digest(),
             rounding=np.random.default_rng(0),
             nonce=lambda: next(self._nonces).to_bytes(16, "big"),
             sequence=lambda: next(self._sequence),

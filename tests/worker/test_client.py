@@ -15,7 +15,6 @@ from shared.codec.positions import decode_positions
 from shared.codec.quantize import open_mean, open_slots, read_words
 from shared.effects import Publish, Settle
 from shared.errors import RefusalReason
-from shared.modellog.reader import LogReader
 from shared.rounds import ground_of, transcript_of
 from shared.wire.messages import ClientState, Offer, Roster
 from tests.worker.builders import CLIENT, METRICS, Client, D, client_plan, notes, only, statuses, words_of
@@ -85,7 +84,7 @@ def test_a_round_from_the_task_to_the_words() -> None:
     assert only(SpendUpdate, effects) == [SpendUpdate(UpdateId(1))]
     effects = client.disk(effects)
     (words,) = words_of(client, effects)
-    ground = ground_of(client.book.reader, client.federation.directory.digest())
+    ground = ground_of(client.book.reader)
     assert words.transcript == transcript_of(ground, roster.draw, 0, 0, roster.group.members)
     (publish,) = only(Publish, effects)
     assert (publish.exchange, publish.routing_key, publish.persistent) == ("test.up", "reply.stage-1.site-0", False)
@@ -479,7 +478,7 @@ def test_an_unspent_update_waits_until_the_log_has_been_read_up_to_its_version()
     client.to_offered()
     stream, task = list(client.book.stream), client.task()
     # The new process reads the log from its beginning, and looks at it after every message.
-    reader = client.book.reader = LogReader(client.federation.opener())
+    reader = client.book.reader = client.federation.reader()
     client.start()
     client.do(task)
     for offset, body in enumerate(stream):
@@ -584,7 +583,7 @@ def test_a_plan_that_does_not_fit_is_told_and_nothing_is_done_any_more(phase: Ph
 
 def test_the_first_status_says_that_there_is_no_log_yet() -> None:
     client = Client()
-    client.book.reader = LogReader(client.federation.opener())
+    client.book.reader = client.federation.reader()
     client.start()
 
     (status,) = statuses(client, client.handle(Tick(), 5.0))

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from shared.directory import Directory
+from shared.directory import Directory, sign_directory
 from shared.effects import Note
 from shared.errors import PlanError, RefusalReason
+from shared.membership import Membership
 from shared.transport.port import Delivered, Outcome
 from shared.wire.framing import pack_batches, split_batch
 from shared.wire.messages import ClientState, Kind, Offer, Roster, Status, Task, Words
+from tests.builders import ENROLMENT
 from tests.simulation.federation import FederationRun, PowerCut, Process
 from tests.tiny_workload import TinyWorkload
 from worker.ledger import LedgerEnd, read_ledger
@@ -189,7 +191,7 @@ def test_a_directory_that_is_not_the_coordinators_is_a_mismatch_for_every_client
     run.duration_s = lambda: 0.5
     run.crash_worker(0)
     newer = Directory.model_validate(run.keys.directory.model_dump() | {"number": 2})
-    process = run.start_worker(0, directory=newer)
+    process = run.start_worker(0, members=Membership(sign_directory(newer, ENROLMENT), ENROLMENT.public))
     run.run()
 
     states = {c: m.state for c, m in run.from_workers() if isinstance(m, Status) and c in process.clients}
