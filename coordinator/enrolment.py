@@ -37,7 +37,8 @@ class Enrolment:
                 self._waiting = self._waiting or self._members.signed
                 told = ()
             case EntryAccepted(accepted) if isinstance(accepted.entry, DirectoryEntry):
-                told = (note("directory_adopted", number=accepted.entry.number),)
+                assert self._writer.chain is not None
+                told = (note("directory_adopted", number=accepted.entry.number, version=self._writer.chain.version),)
             case _:
                 told = ()
         return (*told, *self._maybe_write())

@@ -38,12 +38,12 @@ def test_clients_come_and_go_while_the_federation_runs(make_federation: MakeFede
     assert load_directory(state, enrolment).number == 3
 
     keys(federation, "revoke", "--client", "client-002")
-    coordinator.wait_for("directory_adopted", number=4)
+    (adopted,) = coordinator.wait_for("directory_adopted", number=4)
     (revoked,) = coordinator.wait_for("client_revoked")
     assert revoked["client"] == "client-002"
-    newest = coordinator.notes("round_finished")[-1]["version"]
-    coordinator.wait_for("round_finished", version=newest + 3)
-    assert {n["clients_counted"] for n in coordinator.notes("round_finished") if n["version"] > newest + 1} == {3}
+    coordinator.wait_for("round_finished", version=adopted["version"] + 3)
+    since = [note for note in coordinator.notes("round_finished") if note["version"] > adopted["version"]]
+    assert {note["clients_counted"] for note in since} == {3}
     assert load_directory(state, enrolment).number == 4
     assert newcomer.process.poll() is None
 
