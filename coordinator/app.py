@@ -12,16 +12,18 @@ from coordinator.initial_weights import first_weights
 from coordinator.output import EvaluationThread, Evaluator, ModelFiles
 from coordinator.service import TICK_S, CoordinatorItem, CoordinatorService
 from coordinator.settings import CoordinatorSettings, plan_of
+from coordinator.summing.service import StageService
 from shared.attack_odds import odds_table
-from shared.crypto.signing import load_signing_key
+from shared.crypto.signing import SigningKey, load_signing_key
 from shared.directory import COORDINATOR_KEY_FILE, DIRECTORY_FILE
 from shared.effects import note
 from shared.errors import DirectoryError
 from shared.inbox import Inbox
-from shared.membership import load_membership
+from shared.membership import Membership, load_membership
 from shared.plan import Plan
 from shared.stopping import StopSignal
 from shared.telemetry import Telemetry
+from shared.transport.port import TransportEvent
 from shared.transport.rabbitmq import RabbitMqTransport
 from shared.workloads.loading import load_workload
 
@@ -29,19 +31,50 @@ from shared.workloads.loading import load_workload
 def run_coordinator(settings: CoordinatorSettings) -> None:
     """Run until the planned rounds are done or the process is told to stop (SIGTERM, SIGINT).
 
+    A process whose only role is summing runs until it is told to stop.
+
     Raises:
         ComitiaError: whatever keeps a coordinator from working; each names its remedy.
     """
     torch.set_num_threads(settings.evaluation_threads)
+    members, key = _identities(settings)
+    if "scheduler" in settings.roles:
+        _run_rounds(settings, members, key)
+    else:
+        _run_stage(settings, members, key)
+
+
+def _identities(settings: CoordinatorSettings) -> tuple[Membership, SigningKey]:
     folder = settings.federation_dir
     members = load_membership(folder)
-    directory = members.directory
-    file = DirectoryFile(folder / DIRECTORY_FILE)
     key = load_signing_key(folder / COORDINATOR_KEY_FILE)
-    if key.public != directory.coordinator:
+    if key.public != members.directory.coordinator:
         raise DirectoryError(
             f"{folder / COORDINATOR_KEY_FILE} is not the coordinator's key that {folder / DIRECTORY_FILE} names"
         )
+    return members, key
+
+
+def _run_stage(settings: CoordinatorSettings, members: Membership, key: SigningKey) -> None:
+    federation = members.directory.federation
+    inbox: Inbox[TransportEvent] = Inbox()
+    with StopSignal() as stop:
+        transport = RabbitMqTransport(settings.broker, inbox.put, name=f"{federation}-summing")
+        try:
+            telemetry = Telemetry(process="summing", federation=federation)
+            service = StageService(members, key, transport, session=secrets.token_bytes(16), telemetry=telemetry)
+            broker = transport.connect()
+            telemetry.note(note("stage_started", broker=broker, federation=federation))
+            service.start()
+            while not stop.requested:
+                service.step(inbox.take(TICK_S), time.monotonic())
+        finally:
+            transport.close()
+    telemetry.note(note("stage_stopped", counts=dict(telemetry.counts)))
+
+
+def _run_rounds(settings: CoordinatorSettings, members: Membership, key: SigningKey) -> None:
+    directory, file = members.directory, DirectoryFile(settings.federation_dir / DIRECTORY_FILE)
     workload = load_workload(settings.workload, settings.workload_options)
     plan = plan_of(settings, directory, workload)
     evaluator = Evaluator(workload, plan.float_buffers)
@@ -63,6 +96,7 @@ def run_coordinator(settings: CoordinatorSettings) -> None:
                 session=session,
                 clock_us=lambda: time.time_ns() // 1000,
                 telemetry=Telemetry(process="coordinator", federation=plan.federation),
+                sums_here="summing" in settings.roles,
             )
             broker = transport.connect()
             _announce(service, plan, broker, len(directory.active_clients()))

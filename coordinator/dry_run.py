@@ -246,7 +246,7 @@ def _offer() -> Offer:
 
 
 def _words(body: bytes) -> Words:
-    return Words(draw=HASH, group=0, transcript=HASH, part=0, parts=1, body=body)
+    return Words(transcript=HASH, participants=b"\0", part=0, parts=1, body=body)
 
 
 def _change(plan: Plan, groups: int, coordinates: Where) -> ChangeEntry:

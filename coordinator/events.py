@@ -10,7 +10,7 @@ from coordinator.aggregator.convergence import Evaluation
 from shared.codec.validation import Spread
 from shared.effects import Effect, Receipt
 from shared.modellog.reader import Accepted
-from shared.wire.messages import Control, GroupJob, Offer, Status, Words
+from shared.wire.messages import Agreement, Control, GivenUp, GroupJob, Offer, Reveal, Shares, Status, Sum, Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class OfferArrived:
     client: str
     offer: Offer
     digest: bytes
+    frame: bytes
     receipt: Receipt
 
 
@@ -40,11 +41,20 @@ class JobArrived:
 
 
 @dataclass(frozen=True, slots=True)
-class WordsArrived:
-    """One piece of a member's words."""
+class GroupReplyArrived:
+    """A verified answer of a group's member; `frame` is how it came."""
 
     client: str
-    words: Words
+    message: Shares | Words | Agreement | Reveal
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SumArrived:
+    """A piece of a sum that another process made, or its giving up."""
+
+    message: Sum | GivenUp
+    receipt: Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,24 +99,30 @@ class DrawMade:
 class GroupSummed:
     """One group's integer sum. `words` is uint16 or uint32 (slots,), owned by the receiver.
 
-    `positions` is what came behind them, not yet decoded: where the values belong if the client chose that.
+    The words of `arrived` are in it, those of `dropped` are not. `unheard` of either owed an answer when the sum was
+    opened without it; `blamed` broke the protocol on the way. `positions`
+    came behind the words of a client that chose its own coordinates; they are not decoded yet.
     """
 
     draw: bytes
     group: int
     arrived: tuple[str, ...]
+    dropped: tuple[str, ...]
+    unheard: tuple[str, ...]
+    blamed: tuple[str, ...]
     words: np.ndarray
     positions: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupGivenUp:
-    """One group ended without a sum."""
+    """One group ended without a sum; `silent` members were waited for, `blamed` broke the protocol."""
 
     draw: bytes
     group: int
     reason: str
     silent: tuple[str, ...]
+    blamed: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +184,8 @@ Event = (
     OfferArrived
     | StatusArrived
     | JobArrived
-    | WordsArrived
+    | GroupReplyArrived
+    | SumArrived
     | ControlArrived
     | DirectoryArrived
     | TookOffice

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from coordinator.aggregator.arriving import SumCollector
 from coordinator.aggregator.buffer import Aggregator
 from coordinator.control import RunControl
 from coordinator.enrolment import Enrolment
@@ -25,20 +26,21 @@ from coordinator.events import (
     EvaluationFinished,
     Event,
     Finish,
+    GroupReplyArrived,
     JobArrived,
     KeepModel,
     OfferArrived,
     StatusArrived,
+    SumArrived,
     Tell,
     Tick,
     TookOffice,
-    WordsArrived,
 )
 from coordinator.log_writer import LogWriter
 from coordinator.office import Office, OfficeState
 from coordinator.scheduler.rounds import Scheduler
 from coordinator.status.record import RunRecord
-from coordinator.summing.group import SummingStage
+from coordinator.summing.stage import SummingStage
 from shared.crypto.signing import SigningKey, VerificationCache
 from shared.effects import Effect, Note, Receipt, Settle, note
 from shared.errors import BrokerUnavailable
@@ -61,7 +63,21 @@ from shared.transport.port import (
     TransportEvent,
 )
 from shared.wire.framing import Opener, seal
-from shared.wire.messages import Control, DirectoryEntry, Entry, GroupJob, Message, Offer, Status, Words
+from shared.wire.messages import (
+    Agreement,
+    Control,
+    DirectoryEntry,
+    Entry,
+    GivenUp,
+    GroupJob,
+    Message,
+    Offer,
+    Reveal,
+    Shares,
+    Status,
+    Sum,
+    Words,
+)
 from shared.wire.topology import (
     Names,
     client_queue,
@@ -70,12 +86,16 @@ from shared.wire.topology import (
     log_queue,
     offers_queue,
     stage_queue,
+    sums_queue,
 )
 
 OFFERS_PREFETCH_MIN = 1_000
 """Offers stay unsettled until they are drawn: the prefetch must exceed what can wait."""
 
 GROUPS_PREFETCH = 64
+SUMS_PREFETCH = 65_535
+"""Sums stay unsettled until their draw is closed; they are bounded by the draw."""
+
 STAGE_PREFETCH = 64
 LOG_PREFETCH = 32
 TICK_S = 0.25
@@ -129,6 +149,7 @@ class CoordinatorService:
         session: bytes,
         clock_us: Callable[[], int],
         telemetry: Telemetry,
+        sums_here: bool = True,
     ) -> None:
         """
         Args:
@@ -141,6 +162,7 @@ class CoordinatorService:
             session: 16 fresh random bytes; also names the stage's queue.
             clock_us: wall clock in microseconds since 1970, for the age of the operator's commands.
             telemetry: takes the machines' notes.
+            sums_here: this process is a summing stage as well; if not, others must be.
 
         Raises:
             PlanError: the plan does not fit the directory, or its optimizer does not exist.
@@ -169,13 +191,16 @@ class CoordinatorService:
         self._continuable = aggregator.continuable
         self._office = Office(plan, writer, initial_weights, aggregator.continuable, seal_as_coordinator)
         self._record = RunRecord(plan, self.log, lambda: (self._bytes_in, self._outgoing.bytes_published))
+        self._sums_here = sums_here
+        stage = SummingStage(self._stage_id, plan, self.log, self._opener, seal_as_coordinator)
         self._machines = (
             # First: a snapshot that is due behind a change is written before the next draw, which may follow at once.
             aggregator,
             RunControl(writer),
             Enrolment(writer, members),
             Scheduler(plan, writer, seal_as_coordinator),
-            SummingStage(self._stage_id, plan, self.log, seal_as_coordinator),
+            SumCollector(plan, self.log),
+            *((stage,) if sums_here else ()),
             self._record,
         )
         self._clock = OutageClock()
@@ -275,7 +300,7 @@ class CoordinatorService:
             if event is None:
                 effects += unexpected(one, f"in {delivery.queue}")
                 continue
-            if isinstance(event, StatusArrived | WordsArrived):
+            if isinstance(event, StatusArrived | GroupReplyArrived):
                 effects.append(Settle(one.receipt))
             yield event
 
@@ -283,15 +308,17 @@ class CoordinatorService:
         opened = one.opened
         match opened.message:
             case Offer() as offer if queue == self._names.offers:
-                return OfferArrived(opened.sender, offer, opened.digest, one.receipt)
+                return OfferArrived(opened.sender, offer, opened.digest, opened.frame, one.receipt)
             case Status() as status if queue == self._names.offers:
                 return StatusArrived(opened.sender, status)
             case Control() as control if queue == self._names.offers:
                 return ControlArrived(control, self._clock_us(), one.receipt)
             case GroupJob() as job if queue == self._names.groups:
                 return JobArrived(job, one.receipt)
-            case Words() as words if queue == self._names.stage(self._stage_id):
-                return WordsArrived(opened.sender, words)
+            case Sum() | GivenUp() as end if queue == self._names.sums:
+                return SumArrived(end, one.receipt)
+            case Shares() | Words() | Agreement() | Reveal() as reply if queue == self._names.stage(self._stage_id):
+                return GroupReplyArrived(opened.sender, reply, opened.frame)
             case _:
                 return None
 
@@ -323,8 +350,9 @@ class CoordinatorService:
     def _begin_work(self) -> None:
         """In office: consume what this session is now responsible for."""
         prefetch = max(OFFERS_PREFETCH_MIN, 2 * len(self._clients))
-        self._transport.consume(
-            stage_queue(self._names, self._stage_id, 4 * self._plan.dimension), prefetch=STAGE_PREFETCH
-        )
-        self._transport.consume(groups_queue(self._names), prefetch=GROUPS_PREFETCH)
+        if self._sums_here:
+            queue = stage_queue(self._names, self._stage_id, 4 * self._plan.dimension)
+            self._transport.consume(queue, prefetch=STAGE_PREFETCH)
+            self._transport.consume(groups_queue(self._names), prefetch=GROUPS_PREFETCH)
+        self._transport.consume(sums_queue(self._names), prefetch=SUMS_PREFETCH)
         self._transport.consume(offers_queue(self._names), prefetch=min(prefetch, 65_535))

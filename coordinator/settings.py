@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from coordinator.initial_weights import first_weights
 from shared.codec.coordinates import coordinate_count
@@ -14,25 +14,34 @@ from shared.codec.validation import validation_slots
 from shared.directory import Directory
 from shared.errors import PlanError
 from shared.modellog.reader import weights_digest
-from shared.plan import (
+from shared.plan import Plan, make_plan
+from shared.plan_sections import (
     AggregationPlan,
     CodecPlan,
     EvaluationPlan,
     OptimizerChoice,
-    Plan,
     RoundPlan,
     SteeringPlan,
     TrainingPlan,
-    make_plan,
 )
 from shared.settings import ProcessSettings
 from shared.workloads.optimizers import check_optimizer
 from shared.workloads.port import Workload
 
+Role = Literal["scheduler", "summing", "aggregator"]
+
 
 class CoordinatorSettings(ProcessSettings):
     """Settings of `comitia coordinator`."""
 
+    roles: Annotated[
+        list[Role],
+        Field(
+            min_length=1,
+            description="What this process does: scheduler and aggregator belong together, one such process per "
+            "federation; summing may run in as many as are wanted.",
+        ),
+    ] = Field(default_factory=lambda: list(get_args(Role)))
     output_dir: Annotated[Path, Field(description="Where best.safetensors and final.safetensors are written.")] = Path(
         "output"
     )
@@ -48,7 +57,19 @@ class CoordinatorSettings(ProcessSettings):
         bool,
         Field(description="Float buffers, such as BatchNorm's running statistics, federate too; needs dense updates."),
     ] = False
-    group_size: Annotated[int, Field(ge=1, description="Clients per group (g).")] = 1
+    group_size: Annotated[
+        int, Field(ge=1, description="Clients per group (g), summed before anybody sees them; 1 shows each update.")
+    ] = 4
+    max_colluders: Annotated[
+        int, Field(ge=0, description="Members of a group who may side with the coordinator without harm (c).")
+    ] = 1
+    threshold_fraction: Annotated[
+        float, Field(ge=0, le=1, description="Least share of a group that must answer before its sum is opened.")
+    ] = 0.0
+    min_summed: Annotated[
+        int | None,
+        Field(ge=1, description="Fewest updates in a sum that is opened; 3, or the whole group, if not set."),
+    ] = None
     weight_records_max: Annotated[
         int, Field(ge=1, description="Records that count as weight 1 (n_max); more count no more.")
     ] = 1000
@@ -71,6 +92,12 @@ class CoordinatorSettings(ProcessSettings):
         ),
     ] = SteeringPlan()
     evaluation_threads: Annotated[int, Field(ge=1, description="Threads of torch for the evaluation.")] = 1
+
+    @model_validator(mode="after")
+    def _roles_belong_together(self) -> CoordinatorSettings:
+        if ("scheduler" in self.roles) != ("aggregator" in self.roles):
+            raise ValueError("roles: scheduler and aggregator share one process; name both, or summing alone")
+        return self
 
 
 def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workload) -> Plan:
@@ -110,6 +137,9 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         float_buffers=settings.float_buffers,
         initial_weights_sha256=_initial_digest(settings, workload),
         group_size=settings.group_size,
+        max_colluders=settings.max_colluders,
+        threshold_fraction=settings.threshold_fraction,
+        min_summed=settings.min_summed,
         weight_records_max=settings.weight_records_max,
         metric_bounds={
             **recipe.metric_bounds,

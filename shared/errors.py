@@ -69,6 +69,8 @@ class RefusalReason(StrEnum):
     UNEXPECTED_KIND = "unexpected_kind"
     UNKNOWN_SENDER = "unknown_sender"
     BAD_SIGNATURE = "bad_signature"
+    BAD_KEY = "bad_key"
+    BAD_SEAL = "bad_seal"
     WRONG_FEDERATION = "wrong_federation"
     REPLAYED = "replayed"
     STALE = "stale"
@@ -82,6 +84,7 @@ class RefusalReason(StrEnum):
     NOT_ALLOWED = "not_allowed"
     POLICY = "policy"
     OVERFLOW = "overflow"
+    BACKED_OFF = "backed_off"
 
 
 class RemoteProtocolError(ComitiaError):

@@ -13,147 +13,40 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from shared.codec.coordinates import coordinate_count, rescale
 from shared.codec.positions import positions_size
 from shared.codec.quantize import Bits, SumFormat, choose_bits
 from shared.codec.validation import validated_metrics
+from shared.crypto.threshold import threshold
 from shared.errors import PlanError
 from shared.identity import Name
-from shared.wire.messages import GROUPS_MAX, PLAN_BYTES_MAX
+from shared.plan_sections import (
+    AggregationPlan,
+    CodecPlan,
+    EvaluationPlan,
+    RoundPlan,
+    Section,
+    SteeringPlan,
+    TrainingPlan,
+)
+from shared.wire.messages import GROUPS_MAX, MEMBERS_MAX, PLAN_BYTES_MAX
+
+SUMMED_MIN = 3
+"""A sum of fewer updates is not opened, when `min_summed` is not set: two members know each other's."""
 
 QUORUM_SHARE = 0.6
 """Share of a draw's groups that the server step needs, when `quorum` is not set."""
 
-PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class OptimizerChoice(_Part):
-    """Any optimizer of `torch.optim`, by class name, with its keyword arguments."""
-
-    name: str = "SGD"
-    options: dict[str, JsonValue] = {"lr": 1.0}
-
-
-SERVER_PRESETS = {
-    "fedavg": OptimizerChoice(name="SGD", options={"lr": 1.0}),
-    "fedavgm": OptimizerChoice(name="SGD", options={"lr": 0.3, "momentum": 0.9}),
-    "fedadam": OptimizerChoice(name="Adam", options={"lr": 0.03, "betas": [0.9, 0.99], "eps": 1e-3}),
-}
-"""Server optimizers by their names in the literature.
-
-Reference: Hsu et al., Measuring the Effects of Non-Identical Data Distribution (2019), for FedAvgM; Reddi et al.,
-Adaptive Federated Optimization (2021), for FedAdam with its beta and tau.
-"""
-
-
-def _preset(choice: object) -> object:
-    if not isinstance(choice, str):
-        return choice
-    if choice not in SERVER_PRESETS:
-        raise ValueError(f"{choice!r} is none of {', '.join(SERVER_PRESETS)}; or give name and options of an optimizer")
-    return SERVER_PRESETS[choice]
-
-
-class TrainingPlan(_Part):
-    """What a client does with its data in one round.
-
-    `proximal_mu` is FedProx's mu: it holds local training near the global weights. 0 is plain training.
-    """
-
-    optimizer: OptimizerChoice = OptimizerChoice(name="SGD", options={"lr": 0.1})
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    local_epochs: Annotated[int, Field(ge=1)] = 1
-    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
-
-
-class CodecPlan(_Part):
-    """Which coordinates are sent, and how their values become integers.
-
-    `random` sends k coordinates that the round's seed chooses; with `restricted` training moves only these. With
-    `top_k` every client sends its k largest values with their positions, and holds the rest back for its next update.
-    `bits` is chosen by `shared.codec.quantize.choose_bits` when None. `clipping_norm` (C, an L2 norm) is the
-    first round's; with `adaptive_clipping` every change entry carries the next.
-    """
-
-    selection: Literal["random", "restricted", "dense", "top_k"] = "random"
-    density: Annotated[float, Field(gt=0, le=1)] = 0.1
-    bits: Literal[16, 32] | None = None
-    clipping_norm: Annotated[float, Field(gt=0)] = 1.0
-    adaptive_clipping: bool = True
-
-
-class AggregationPlan(_Part):
-    """How group means become one step.
-
-    `trim` is how many attacked groups the rule must bear. `gates` drop sums that no honest group can send; each one
-    dropped need not be trimmed any more. `quorum` counts group sums; None means 60 % of the draw's groups. For
-    `server_optimizer` a name of `SERVER_PRESETS` may be given; the plan holds what it stands for.
-    """
-
-    rule: Literal["nnm-trimmed-mean", "trimmed-mean", "median", "mean"] = "nnm-trimmed-mean"
-    trim: Annotated[int, Field(ge=0)] = 1
-    gates: bool = True
-    quorum: Annotated[int, Field(ge=1)] | None = None
-    server_optimizer: Annotated[OptimizerChoice, BeforeValidator(_preset)] = SERVER_PRESETS["fedavg"]
-
-
-class RoundPlan(_Part):
-    """When a round goes on. All durations in seconds.
-
-    `cohort_size` None gives the task to every live client; `min_clients` holds the first round back.
-    """
-
-    rounds: Annotated[int, Field(ge=1)] = 30
-    min_clients: Annotated[int, Field(ge=1)] = 1
-    cohort_size: Annotated[int, Field(ge=1)] | None = None
-    offer_quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
-    straggler_grace_s: Annotated[float, Field(ge=0)] = 2.0
-    round_deadline_s: PositiveSeconds = 30.0
-    group_step_s: PositiveSeconds = 10.0
-    sums_deadline_s: PositiveSeconds = 60.0
-    status_interval_s: PositiveSeconds = 8.0
-    snapshot_every: Annotated[int, Field(ge=1)] = 20
-
-
-class EvaluationPlan(_Part):
-    """What clients measure of the model they receive.
-
-    Each client keeps `client_share` of its records, always the same ones, out of its training, and measures the
-    weights it is given on them before it trains. 0 is off.
-    """
-
-    client_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class SteeringPlan(_Part):
-    """How the run is steered by what evaluations say. Versions are counted; nothing here reaches a worker.
-
-    `watch` says whose: those on the coordinator's held-out data, or the means over the clients' validation records.
-    Where the coordinator has no such data, it is the clients'.
-    `schedule` moves the server's learning rate by version: along half a cosine to 0 at the last of the planned rounds,
-    or times `rate_drop` every `step_every` versions. With `plateau_patience` it is multiplied by `rate_drop` after so
-    many versions without a new best one; with `stop_patience` the run then ends. With `ema` above 0, what is evaluated
-    and written to files is that moving average of the versions; clients train from the model itself.
-    """
-
-    watch: Literal["held_out", "clients"] = "held_out"
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    step_every: Annotated[int, Field(ge=1)] | None = None
-    plateau_patience: Annotated[int, Field(ge=1)] | None = None
-    rate_drop: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    stop_patience: Annotated[int, Field(ge=1)] | None = None
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class Plan(_Part):
+class Plan(Section):
     """The frozen public parameters of one federation.
 
+    In groups of `group_size` (g) to 2g − 1 clients, up to `max_colluders` (c) of whom may side with the coordinator,
+    `shared.crypto.threshold` says how many must answer (at least `threshold_fraction` of them); no sum of fewer than
+    `min_summed` updates is opened (None: three, or the whole group). In groups of one nothing is masked, and
+    `max_colluders` means nothing.
     `weight_records_max` (n_max) is the number of records that counts as weight 1; `metric_bounds` names the metrics
     that ride in the summed vector and the largest value each may take. `initial_weights_sha256` is set if version 0
     came from a file and not from the workload. With `float_buffers` the model's float buffers follow its
@@ -169,7 +62,10 @@ class Plan(_Part):
     dimension: Annotated[int, Field(ge=1, lt=1 << 32)]
     float_buffers: bool = False
     initial_weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    group_size: Annotated[int, Field(ge=1)] = 1
+    group_size: Annotated[int, Field(ge=1, le=MEMBERS_MAX // 2)] = 4
+    max_colluders: Annotated[int, Field(ge=0, le=MEMBERS_MAX)] = 1
+    threshold_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_summed: Annotated[int, Field(ge=1, le=MEMBERS_MAX)] | None = None
     weight_records_max: Annotated[int, Field(ge=1)]
     metric_bounds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     training: TrainingPlan = TrainingPlan()
@@ -202,6 +98,19 @@ class Plan(_Part):
     def members_max(self) -> int:
         """The largest group that a draw can make: left-overs spread over the groups."""
         return 2 * self.group_size - 1
+
+    def threshold(self, members: int) -> int:
+        """t(n): how many of `members` must answer before their sum is opened.
+
+        Raises:
+            PlanError: a group of that size cannot hold against `max_colluders`.
+        """
+        return 1 if self.group_size == 1 else threshold(members, self.max_colluders, self.threshold_fraction)
+
+    def summed_floor(self, members: int) -> int:
+        """Updates without which the sum of a group of `members` is not opened: t(n), or more."""
+        wanted = min(SUMMED_MIN, members) if self.min_summed is None else self.min_summed
+        return max(self.threshold(members), wanted)
 
     @property
     def bits(self) -> Bits:
@@ -335,10 +244,23 @@ def _buffer_refusals(plan: Plan) -> Iterator[str]:
         )
 
 
+def _group_refusals(plan: Plan) -> Iterator[str]:
+    # The smallest group is the hardest to hold, but a fraction may round up at any size.
+    for members in range(plan.group_size, plan.members_max + 1):
+        try:
+            floor = plan.summed_floor(members)
+        except PlanError as error:
+            yield f"group_size={plan.group_size}: {error}"
+            return
+        if floor > members:
+            yield f"min_summed={plan.min_summed} is more than the {members} members of a group: lower it"
+            return
+
+
 def _refusals(plan: Plan) -> Iterator[str]:
     aggregation, codec, rounds = plan.aggregation, plan.codec, plan.round
-    if plan.group_size != 1:
-        yield f"group_size={plan.group_size}: secure groups are not part of this version; use 1"
+    if plan.group_size > 1:
+        yield from _group_refusals(plan)
     if aggregation.rule in ("mean", "median") and aggregation.trim:
         yield f"aggregation.trim={aggregation.trim} has no effect with the rule {aggregation.rule!r}; set trim to 0"
     if aggregation.quorum is not None and 2 * aggregation.trim >= aggregation.quorum:

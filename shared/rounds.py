@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.codec.coordinates import coordinates_digest
 from shared.crypto.transcript import GroupContext, group_transcript
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
-from shared.wire.messages import Member
+from shared.wire.messages import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,29 +29,18 @@ def ground_of(log: LogReader) -> Ground:
     return Ground(log.plan, log.plan_digest, log.directory_digest, digest)
 
 
-def threshold(members: int) -> int:
-    """t(n), how many members must answer for a sum to be recovered; a group of one has t = 1.
-
-    Raises:
-        ValueError: larger groups need the secure protocol, which this version does not have.
-    """
-    if members != 1:
-        raise ValueError(f"no threshold for a group of {members}")
-    return 1
-
-
-def transcript_of(ground: Ground, draw: bytes, group: int, version: int, members: Sequence[Member]) -> bytes:
+def transcript_of(ground: Ground, draw: bytes, version: int, group: Group) -> bytes:
     """H of one group (32 bytes), see `shared.crypto.transcript`."""
     return group_transcript(
         GroupContext(
             federation=ground.plan.federation_id,
             plan_digest=ground.plan_digest,
             draw_hash=draw,
-            group=group,
+            group=group.index,
             version=version,
             directory_digest=ground.directory_digest,
             coordinates_digest=ground.coordinates_digest,
-            threshold=threshold(len(members)),
-            members=tuple((member.client, member.offer) for member in members),
+            threshold=ground.plan.threshold(len(group.members)),
+            members=group.leaf,
         )
     )

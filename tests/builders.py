@@ -120,6 +120,7 @@ def tiny_plan(dimension: int = 8, **fields: Any) -> Plan:
             "workload": "tests:tiny",
             "layout_digest": "0" * 64,
             "dimension": dimension,
+            "group_size": 1,
             "weight_records_max": 10,
             "codec": {"selection": "random", "density": 0.5},
             "aggregation": {"rule": "trimmed-mean", "trim": 0},

@@ -62,7 +62,7 @@ def run_worker(
         raise SettingsError(f"site: {settings.site!r} is not in {folder / DIRECTORY_FILE}")
     states = open_states(settings, directory)
     keys = {client: identity_key(folder / CLIENT_KEYS_DIRECTORY, client, directory) for client in states}
-    identity = Identity(members, settings.site, f"w{secrets.token_hex(6)}", keys)
+    identity = Identity(members, settings.site, f"w{secrets.token_hex(6)}", keys, settings.policy)
     _warm_up(settings)
     inbox: Inbox[TransportEvent | Trained] = Inbox()
     make_training = prepare or prepare_training

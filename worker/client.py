@@ -11,19 +11,20 @@
     saving     saved                           offered    offer
     offering   counter raised                  offered    offer
     offered    5 minutes                       offered    the same offer leaves again
-    offered    roster                          spending   checked (`worker.member`); words made; spent mark to the disk
-    offered    void draw                       idle       the update is offered again (see idle)
+    offered    roster                          sharing    the rest of the group's talk is `worker.member`'s
+    sharing    words made                      spending   spent mark to the disk (in a group of one, at once)
     spending   spent                           in_group   words leave
-    in_group   roster of the same group        in_group   the same words leave again
-    in_group   version or attempt moved        idle       words forgotten
+    offered    void draw                       idle       the update is offered again (see idle)
+    sharing    void draw                       idle       the same
+    in_group   version or attempt moved        idle       -
     failed     version or attempt moved        idle       -
     *          the version passed              idle       update dropped, unspent
-    **         drain                           **         the group may be forming: leave after it
+    **         drain                           **         the group needs us: leave after it
     else       drain                           drained    an unspent update stays on the disk
     any        drain at once                   drained    -
     any        plan mismatch                   mismatch   told the coordinator; stays until the process ends
 
-(* saving, offering, offered, spending; ** offered, spending)
+(* saving, offering, offered, sharing, spending; ** offered, sharing, spending, in_group until its shares have left)
 
 A task is (version, attempt) of the log's head; it is trained once, and not while a draw is open or the log is still
 being read up to the task that the coordinator named.
@@ -33,28 +34,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from shared.codec.quantize import UniformSource, l2_norm
+from shared.codec.quantize import l2_norm
 from shared.effects import Publish, Settle, note
-from shared.errors import RefusalReason, RemoteProtocolError, WorkloadError
+from shared.errors import WorkloadError
 from shared.modellog.chain import ChainState
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
-from shared.wire.framing import digest_of
-from shared.wire.messages import Message, Offer, Roster, RunState
+from shared.wire.messages import Offer, RunState
 from shared.wire.topology import Names
+from worker.dealing import Entropy
 from worker.events import (
     CounterRaised,
     Drain,
     DropUpdate,
     Event,
     FollowLog,
+    GroupMessageArrived,
     Mismatch,
     RaiseCounter,
-    RosterArrived,
     SaveUpdate,
     SpendUpdate,
     StopTraining,
@@ -68,22 +69,17 @@ from worker.events import (
     WorkerEffect,
 )
 from worker.feedback import Feedback
-from worker.member import Bound, check_roster, make_words
+from worker.member import GroupMember
+from worker.seat import Seat
 from worker.signs_of_life import Phase, SignsOfLife
+from worker.steps import MemberState
 from worker.stored_update import StoredUpdate, TaskId, UpdateMeta
-from worker.update import Encode, PreparedUpdate, prepare_words
 
 OFFER_REPEAT_S = 300.0
+NONCE_BYTES = 16
 
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """Who speaks: the client, its site, the worker process that serves it."""
-
-    client: str
-    site: str
-    worker: str
-    seal: Callable[[Message], bytes]
+_STANDING = (Phase.WAITING, Phase.MISMATCH, Phase.OBJECTING, Phase.DRAINED)
+"""Phases in which the log moves nothing."""
 
 
 class ClientMachine:
@@ -94,10 +90,9 @@ class ClientMachine:
         seat: Seat,
         names: Names,
         log: LogReader,
+        member: GroupMember,
         *,
-        rounding: UniformSource,
-        encode: Encode = prepare_words,
-        nonce: Callable[[], bytes],
+        entropy: Entropy,
         sequence: Callable[[], int],
         counter: int,
         last_task: TaskId | None,
@@ -109,18 +104,16 @@ class ClientMachine:
             seat: who speaks.
             names: the federation's addresses.
             log: the worker's reader (read only here).
-            rounding: randomness of stochastic rounding.
-            encode: makes the words of an update.
-            nonce: 16 fresh random bytes per call.
+            member: its part in groups.
+            entropy: fresh random bytes of a cryptographic generator.
             sequence: numbers that rise with every call, also over restarts.
             counter, last_task, unspent, residual: what the state directory holds.
         """
         self._seat = seat
         self._names = names
         self._log = log
-        self._rounding = rounding
-        self._encode = encode
-        self._nonce = nonce
+        self._member = member
+        self._entropy = entropy
         self._signs = SignsOfLife(log, seat.worker, sequence)
         self._counter = counter
         self._last_task = last_task
@@ -131,9 +124,6 @@ class ClientMachine:
         self._tasked: TaskId | None = None
         self._offer: Publish | None = None
         self._offer_attempt = 0
-        self._held_roster: Roster | None = None
-        self._bound: Bound | None = None
-        self._stage = ""
         self._reason = ""
         self._draining = False
         self._offer_due = 0.0
@@ -170,13 +160,13 @@ class ClientMachine:
             case CounterRaised(counter):
                 self._counter = counter
                 yield from self._make_offer(now)
-            case RosterArrived(roster):
-                yield from self._on_roster(roster)
+            case GroupMessageArrived(message):
+                yield from self._in_group(self._member.handle(message, self._sendable()))
             case UpdateSpent(counter):
                 self._counter = counter
                 yield from self._on_spent(now)
-            case Mismatch(reason) if self.phase is not Phase.DRAINED:
-                self.phase, self._reason = Phase.MISMATCH, reason
+            case Mismatch(reason, by_policy) if self.phase is not Phase.DRAINED:
+                self.phase, self._reason = Phase.OBJECTING if by_policy else Phase.MISMATCH, reason
             case Drain(at_once):
                 self._draining = True
                 if at_once:
@@ -201,17 +191,15 @@ class ClientMachine:
     def _advance(self) -> Iterator[WorkerEffect]:
         """Compare where we stand with the log, which may have moved by any number of versions."""
         chain, plan = self._log.chain, self._log.plan
-        if chain is not None and self.phase not in (Phase.WAITING, Phase.MISMATCH, Phase.DRAINED):
+        if chain is not None and self.phase not in _STANDING:
             yield from self._leave_the_past(chain)
-        if self._draining and self.phase not in (Phase.OFFERED, Phase.SPENDING, Phase.DRAINED):
+        if self._draining and not self._is_awaited() and self.phase is not Phase.DRAINED:
             if self.phase is Phase.TRAINING:
                 yield StopTraining()
             self.phase = Phase.DRAINED
-        if chain is None or plan is None or self.phase in (Phase.WAITING, Phase.MISMATCH, Phase.DRAINED):
+        if chain is None or plan is None or self.phase in _STANDING:
             return
-        if self._held_roster is not None and chain.draw is not None and self._held_roster.draw == chain.draw.entry:
-            roster, self._held_roster = self._held_roster, None
-            yield from self._on_roster(roster)
+        yield from self._in_group(self._member.follow(chain, self._sendable()))
         if self.phase is not Phase.IDLE or chain.draw is not None:
             return
         present = TaskId(chain.version, chain.attempt)
@@ -224,23 +212,25 @@ class ClientMachine:
             restricted = plan.codec.selection == "restricted"
             yield Train(present, self._log.weights, self._log.coordinates if restricted else None)
 
+    def _is_awaited(self) -> bool:
+        """Whether a group may be forming that we are in, or one cannot end without us."""
+        return self.phase in (Phase.OFFERED, Phase.SHARING, Phase.SPENDING) or self._member.is_awaited
+
     def _leave_the_past(self, chain: ChainState) -> Iterator[WorkerEffect]:
         present = TaskId(chain.version, chain.attempt)
-        if self._bound is not None and (chain.draw is None or chain.draw.entry != self._bound.draw):
-            self._bound = None
         if self._unspent is not None and _has_passed(self._unspent.meta, chain):
             assert self._log.plan is not None
             yield DropUpdate(self._feedback.expire(self._unspent.values, self._log.plan, chain.clipping_norm))
             self._unspent = None
             yield note("late", client=self._seat.client, version=chain.version)
-            if self.phase in (Phase.SAVING, Phase.OFFERING, Phase.OFFERED, Phase.SPENDING):
+            if self.phase in (Phase.SAVING, Phase.OFFERING, Phase.OFFERED, Phase.SHARING, Phase.SPENDING):
                 self._to_idle()
         moved = self._last_task is not None and self._last_task < present
         match self.phase:
             case Phase.TRAINING if self._last_task is not None and self._last_task.version != chain.version:
                 yield StopTraining()
                 self._to_idle()
-            case Phase.OFFERED if self._offer_attempt < chain.attempt:
+            case Phase.OFFERED | Phase.SHARING if self._offer_attempt < chain.attempt:
                 self._to_idle()
             case Phase.IN_GROUP | Phase.FAILED if moved:
                 self._to_idle()
@@ -295,10 +285,12 @@ class ClientMachine:
             trained_version=self._unspent.meta.task.version,
             trained_head=self._unspent.meta.trained_head,
             counter=self._counter,
-            nonce=self._nonce(),
+            nonce=self._entropy(NONCE_BYTES),
             worker=self._seat.worker,
+            keys=self._member.draw_keys(),
         )
         self._offer = Publish(self._names.up, self._names.offer_key(self._seat.site), self._seat.seal(offer))
+        self._member.offered(self._offer.frame)
         self._offer_attempt = chain.attempt
         self._offer_due = now + OFFER_REPEAT_S
         # A task is answered once: after a void draw this offer answers the new attempt.
@@ -307,56 +299,22 @@ class ClientMachine:
         self.phase = Phase.OFFERED
         yield self._offer
 
-    def _on_roster(self, roster: Roster) -> Iterator[WorkerEffect]:
-        if self._bound is not None and roster.draw == self._bound.draw:
-            if roster.group != self._bound.group:
-                yield self._refused(RefusalReason.NOT_ALLOWED, "another roster after the one that was answered")
-            elif self.phase is Phase.IN_GROUP:
-                yield from self._send_words(roster.stage, self._bound)
-            return
-        chain = self._log.chain
-        if chain is None or chain.draw is None or chain.draw.entry != roster.draw:
-            # Rosters leave together with the draw's entry, and may be faster than it.
-            self._held_roster = roster
-            return
+    def _in_group(self, effects: Iterator[WorkerEffect]) -> Iterator[WorkerEffect]:
+        """Let the member go on, and see where that brings us."""
         try:
-            open_offer = digest_of(self._offer.frame) if self.phase is Phase.OFFERED and self._offer else None
-            check_roster(roster, chain, self._seat.client, open_offer)
-        except RemoteProtocolError as error:
-            yield self._refused(error.reason, error.detail)
-            return
-        yield from self._spend(roster)
-
-    def _refused(self, reason: RefusalReason, detail: str) -> WorkerEffect:
-        return note("refused", "warning", sender=self._seat.client, reason=reason, detail=detail)
-
-    def _spend(self, roster: Roster) -> Iterator[WorkerEffect]:
-        update, plan = self._unspent, self._log.plan
-        assert update is not None
-        assert plan is not None
-        update = replace(update, values=self._feedback.total(update.values, plan))
-        try:
-            self._bound, prepared = make_words(roster, self._log, update, self._seat.seal, self._rounding, self._encode)
+            for effect in effects:
+                if isinstance(effect, SpendUpdate):
+                    self._feedback.next = effect.residual
+                yield effect
         except WorkloadError as error:
             self._unspent, self._offer = None, None
             yield DropUpdate()
             yield from self._fail(str(error))
             return
-        if update.meta.num_examples > plan.weight_records_max:
-            yield note("weight_capped", "warning", client=self._seat.client)
-        yield from self._tell(prepared)
-        self._stage = roster.stage
-        self.phase = Phase.SPENDING
-        self._feedback.next = prepared.residual
-        yield SpendUpdate(update.update_id, prepared.residual)
-
-    def _tell(self, prepared: PreparedUpdate) -> Iterator[WorkerEffect]:
-        """What was cut on the way out is never silent."""
-        client = self._seat.client
-        if prepared.clipped:
-            yield note("update_clipped", "debug", client=client, norm=prepared.norm)
-        if prepared.clamped:
-            yield note("metrics_clamped", "warning", client=client, metrics=prepared.clamped)
+        if self.phase is Phase.OFFERED and self._member.state is MemberState.SHARED:
+            self.phase = Phase.SHARING
+        if self.phase in (Phase.OFFERED, Phase.SHARING) and self._member.state is MemberState.SPENDING:
+            self.phase = Phase.SPENDING
 
     def _on_spent(self, now: float) -> Iterator[WorkerEffect]:
         if self.phase is not Phase.SPENDING:
@@ -364,16 +322,18 @@ class ClientMachine:
         self.phase, self._unspent, self._offer = Phase.IN_GROUP, None, None
         self._feedback.has_left()
         self._signs.heard(now)
-        if self._bound is not None:
-            yield from self._send_words(self._stage, self._bound)
+        yield from self._member.spent()
 
-    def _send_words(self, stage: str, bound: Bound) -> Iterator[WorkerEffect]:
-        key = self._names.reply_key(stage, self._seat.site)
-        for frame in bound.frames:
-            yield Publish(self._names.up, key, frame, persistent=False)
+    def _sendable(self) -> StoredUpdate | None:
+        """What a group would be sent: the unspent update, with what is owed from before."""
+        if self._unspent is None or self._log.plan is None:
+            return None
+        values = self._feedback.total(self._unspent.values, self._log.plan)
+        return self._unspent if values is self._unspent.values else replace(self._unspent, values=values)
 
     def _to_idle(self) -> None:
         self.phase, self._offer = Phase.IDLE, None
+        self._member.offered(None)
 
 
 def _has_passed(update: UpdateMeta, chain: ChainState) -> bool:

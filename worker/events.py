@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.effects import Effect, Receipt
-from shared.wire.messages import Roster, Task
+from shared.wire.messages import GroupMessage, Task
 from worker.stored_update import TaskId, UpdateId, UpdateMeta
 
 
@@ -57,10 +57,10 @@ class CounterRaised:
 
 
 @dataclass(frozen=True, slots=True)
-class RosterArrived:
-    """A verified roster of a group that this client was drawn into."""
+class GroupMessageArrived:
+    """A verified message of a summing stage to this client."""
 
-    roster: Roster
+    message: GroupMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,10 @@ class UpdateSpent:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """The plan in the log is not one that this worker can serve; the reason is one line."""
+    """The plan in the log is not one that this worker can serve, or will (`by_policy`); the reason is one line."""
 
     reason: str
+    by_policy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ Event = (
     | TrainingFailed
     | UpdateSaved
     | CounterRaised
-    | RosterArrived
+    | GroupMessageArrived
     | UpdateSpent
     | Mismatch
     | Drain

@@ -25,20 +25,20 @@ from shared.plan import Plan
 from shared.telemetry import Telemetry
 from shared.transport.port import Confirmed, Delivered, Delivery, Transport, TransportEvent
 from shared.wire.framing import Opener, seal
-from shared.wire.messages import Message, Roster, Task
+from shared.wire.messages import GroupMessage, Message, Task
 from shared.wire.topology import Names, client_queue, log_queue, talk_queue
 from shared.workloads.port import Workload
-from worker.client import ClientMachine, Seat
+from worker.client import ClientMachine
 from worker.events import (
     CounterRaised,
     Drain,
     DropUpdate,
     Event,
     FollowLog,
+    GroupMessageArrived,
     LogMoved,
     Mismatch,
     RaiseCounter,
-    RosterArrived,
     SaveUpdate,
     SpendUpdate,
     StopTraining,
@@ -49,6 +49,9 @@ from worker.events import (
     UpdateSpent,
     WorkerEffect,
 )
+from worker.member import GroupMember
+from worker.policy import Policy
+from worker.seat import Seat
 from worker.signs_of_life import Phase
 from worker.state import ClientState, Staged, commit
 from worker.stored_update import UpdateId
@@ -88,6 +91,7 @@ class Identity:
     site: str
     worker: str
     keys: Mapping[str, SigningKey]
+    policy: Policy
 
 
 @dataclass(slots=True)
@@ -150,13 +154,23 @@ class WorkerService:
         def seal_as_client(message: Message) -> bytes:
             return seal(message, sender=client, federation=self._federation_id, key=key)
 
-        machine = ClientMachine(
-            Seat(client, self._identity.site, self._identity.worker, seal_as_client),
+        seat = Seat(client, self._identity.site, self._identity.worker, seal_as_client)
+        member = GroupMember(
+            seat,
             self._names,
             self.log,
+            self._opener,
+            self._identity.policy,
             rounding=rounding,
             encode=self._encode,
-            nonce=lambda: secrets.token_bytes(16),
+            entropy=secrets.token_bytes,
+        )
+        machine = ClientMachine(
+            seat,
+            self._names,
+            self.log,
+            member,
+            entropy=secrets.token_bytes,
             sequence=self._sequence,
             counter=state.counter,
             last_task=state.last_task,
@@ -243,8 +257,8 @@ class WorkerService:
             match one.opened.message:
                 case Task(client=client) as task if delivery.queue == self._names.client(client):
                     events.append((client, TaskArrived(task, one.receipt)))
-                case Roster(client=client) as roster if client in self._clients:
-                    events.append((client, RosterArrived(roster)))
+                case GroupMessage(client=client) as message if client in self._clients:
+                    events.append((client, GroupMessageArrived(message)))
                     effects.append(Settle(one.receipt))
                 case _:
                     effects += unexpected(one, f"in {delivery.queue}")
@@ -262,9 +276,9 @@ class WorkerService:
             effects.append(Settle(Receipt(delivery, 1)))
         if not moved:
             return []
-        reason = "" if began else self._check_plan()
-        if reason:
-            return [(client, Mismatch(reason)) for client in self._clients]
+        mismatch = None if began else self._check_plan()
+        if mismatch is not None:
+            return [(client, mismatch) for client in self._clients]
         revoked = self._follow_directory()
         return [
             (client, Mismatch("this client was revoked") if client in revoked else LogMoved())
@@ -278,19 +292,24 @@ class WorkerService:
             self._kept = self._members.signed
         return self._members.directory.revoked
 
-    def _check_plan(self) -> str:
+    def _check_plan(self) -> Mismatch | None:
         plan = self.log.plan
         assert plan is not None
         if plan.federation_id != self._federation_id:
-            return f"the log belongs to federation {plan.federation_id}"
+            return Mismatch(f"the log belongs to federation {plan.federation_id}")
         if self.log.signed_directory != self._members.signed:
             ours, theirs = self._members.directory.number, self.log.directory.number
-            return f"the log has directory number {theirs}, we have another (number {ours}); renew the coordinator's"
+            return Mismatch(
+                f"the log has directory number {theirs}, we have another (number {ours}); renew the coordinator's"
+            )
+        objection = self._identity.policy.objection_to(plan, self._members.directory)
+        if objection:
+            return Mismatch(objection, by_policy=True)
         try:
             self._training = self._prepare(plan)
         except ComitiaError as error:
-            return str(error)
-        return ""
+            return Mismatch(str(error))
+        return None
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from shared.settings import ProcessSettings
+from worker.policy import Policy
 
 
 class WorkerSettings(ProcessSettings):
@@ -31,6 +32,9 @@ class WorkerSettings(ProcessSettings):
     device: Annotated[
         str, Field(description="Where torch trains: cpu, cuda, cuda:N or mps; refused at start if it is not there.")
     ] = "cpu"
+    policy: Annotated[
+        Policy, Field(description="What this worker demands of plan and groups before anything of its data leaves.")
+    ] = Policy()
     torch_threads: Annotated[int, Field(ge=1, description="Threads of torch for training.")] = 1
     drain_s: Annotated[
         float, Field(ge=0, le=600, description="After SIGTERM, how long to wait for a group in progress (seconds).")

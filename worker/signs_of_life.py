@@ -30,10 +30,12 @@ class Phase(StrEnum):
     SAVING = "saving"
     OFFERING = "offering"
     OFFERED = "offered"
+    SHARING = "sharing"
     SPENDING = "spending"
     IN_GROUP = "in_group"
     FAILED = "failed"
     MISMATCH = "mismatch"
+    OBJECTING = "objecting"
     DRAINED = "drained"
 
 
@@ -42,14 +44,16 @@ _STATUS_OF = {
     Phase.SAVING: ClientState.TRAINING,
     Phase.OFFERING: ClientState.OFFERED,
     Phase.OFFERED: ClientState.OFFERED,
+    Phase.SHARING: ClientState.IN_GROUP,
     Phase.SPENDING: ClientState.IN_GROUP,
     Phase.IN_GROUP: ClientState.IN_GROUP,
     Phase.FAILED: ClientState.TRAINING_FAILED,
     Phase.MISMATCH: ClientState.PLAN_MISMATCH,
+    Phase.OBJECTING: ClientState.POLICY,
     Phase.DRAINED: ClientState.DRAINING,
 }
 
-_URGENT = (Phase.FAILED, Phase.MISMATCH, Phase.DRAINED)
+_URGENT = (Phase.FAILED, Phase.MISMATCH, Phase.OBJECTING, Phase.DRAINED)
 
 
 class SignsOfLife:
@@ -75,7 +79,7 @@ class SignsOfLife:
 
     def changed(self, phase: Phase, now: float) -> None:
         """The phase is new. Offers and words announce themselves, and short phases are not news."""
-        if phase in (Phase.OFFERED, Phase.IN_GROUP):
+        if phase in (Phase.OFFERED, Phase.SHARING, Phase.IN_GROUP):
             self._announce_at = math.inf
         else:
             self._announce_at = now if phase in _URGENT else now + STATUS_DEBOUNCE_S
@@ -97,5 +101,5 @@ class SignsOfLife:
             version=chain.version if chain else 0,
             worker=self._worker,
             log_position="following" if chain else "absent",
-            reason=reason[:REASON_MAX] if phase in (Phase.FAILED, Phase.MISMATCH) else "",
+            reason=reason[:REASON_MAX] if phase in (Phase.FAILED, Phase.MISMATCH, Phase.OBJECTING) else "",
         )

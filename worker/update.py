@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from shared.codec.coordinates import Coordinates
 from shared.codec.flatten import FloatVector
+from shared.codec.positions import encode_positions, largest
 from shared.codec.quantize import SumFormat, UniformSource, Words, clip_factor, l2_norm, quantize, write_slots
 from shared.errors import LocalProtocolError, WorkloadError
+from shared.plan import Plan
+from worker.feedback import SentValues, residual_after
+from worker.stored_update import StoredUpdate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,3 +100,35 @@ def _clamp(metrics: Mapping[str, float], form: SumFormat) -> tuple[dict[str, flo
             raise WorkloadError(f"workload: metric {name!r} is {value}; the plan expects a finite number")
         bounded[name] = max(-bound, min(bound, value))
     return bounded, tuple(name for name, value in bounded.items() if value != metrics[name])
+
+
+def prepare_for_sum(
+    update: StoredUpdate,
+    plan: Plan,
+    coordinates: Coordinates | None,
+    form: SumFormat,
+    rounding: UniformSource,
+    encode: Encode,
+) -> tuple[PreparedUpdate, bytes]:
+    """Encode a stored update as its plan asks.
+
+    Args:
+        update: under `top_k` its values are those of `worker.feedback.owed`.
+        coordinates: the round's, None for all; under `top_k` the update's own are taken instead.
+
+    Returns:
+        The words, and the bytes that follow them: under `top_k` the positions, with `residual` set; else nothing.
+
+    Raises:
+        WorkloadError: the update is not finite, or lacks a metric.
+    """
+    own = plan.codec.selection == "top_k"
+    chosen = largest(update.values, plan.coordinate_count) if own else coordinates
+    weight = min(1.0, update.meta.num_examples / plan.weight_records_max)
+    prepared = encode(update.values, chosen, form, weight=weight, metrics=update.meta.metrics, source=rounding)
+    if not own:
+        return prepared, b""
+    assert chosen is not None
+    sent = SentValues(chosen, prepared.words, prepared.norm, weight)
+    residual = residual_after(update.values, sent, form)
+    return replace(prepared, residual=residual), encode_positions(chosen, plan.dimension)

@@ -11,11 +11,13 @@
     appended   own entry accepted                            idle       buffers dropped; a snapshot, if one is due
     any        RateLowered                                   -          the next step's learning rate
 
-A duplicate sum of a group is dropped: the first counts.
+A sum beats a giving up, whichever came first: a stage that was replaced may give up what its successor sums. A second
+sum of a group is dropped; one that differs raises an alarm, since no two can be opened.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -61,17 +63,22 @@ class DrawBuffer:
 
     draw: DrawMade
     deadline: float
-    form: SumFormat
+    clipping_norm: float
     accumulator: MeanAccumulator | None
     means: dict[int, FloatVector] = field(default_factory=dict)
     slots: dict[int, SlotSums] = field(default_factory=dict)
     clients: int = 0
     rejected: set[int] = field(default_factory=set)
     given_up: set[int] = field(default_factory=set)
+    digests: dict[int, bytes] = field(default_factory=dict)
 
     def ended(self, group: int) -> bool:
         """Whether this group has already had its say."""
-        return group in self.slots or group in self.rejected or group in self.given_up
+        return self.summed(group) or group in self.given_up
+
+    def summed(self, group: int) -> bool:
+        """Whether a sum of this group has come, good or bad."""
+        return group in self.digests
 
     @property
     def complete(self) -> bool:
@@ -125,19 +132,29 @@ class Aggregator:
     def _open(self, draw: DrawMade, now: float) -> DrawBuffer:
         assert self._log.chain is not None
         plan = self._plan
-        form = plan.sum_format(plan.members_max, self._log.chain.clipping_norm)
+        clipping_norm = self._log.chain.clipping_norm
         accumulator = None
         if plan.aggregation.rule == "mean":
-            count = plan.dimension if plan.codec.selection == "top_k" else form.count
-            accumulator = MeanAccumulator(count, len(draw.clients), form.clipping_norm)
-        return DrawBuffer(draw, now + plan.round.sums_deadline_s, form, accumulator)
+            # Under `top_k` every client has positions of its own: its words are spread over all.
+            spread_out = plan.codec.selection == "top_k"
+            count = plan.dimension if spread_out else plan.coordinate_count
+            accumulator = MeanAccumulator(count, len(draw.clients), clipping_norm)
+        return DrawBuffer(draw, now + plan.round.sums_deadline_s, clipping_norm, accumulator)
 
     def _on_sum(self, event: GroupSummed) -> Iterator[CoordinatorEffect]:
         buffer = self._buffer
-        if buffer is None or event.draw != buffer.draw.entry or buffer.ended(event.group):
+        if buffer is None or event.draw != buffer.draw.entry:
             yield note("sum_dropped", "debug", group=event.group)
             return
-        words, form = event.words, buffer.form
+        digest = hashlib.sha256(event.words.data.cast("B")).digest()
+        if buffer.summed(event.group):
+            yield note("sum_dropped", "debug", group=event.group)
+            if digest != buffer.digests[event.group]:
+                yield note("sums_differ", "error", group=event.group, version=buffer.draw.version)
+            return
+        buffer.digests[event.group] = digest
+        buffer.given_up.discard(event.group)
+        words, form = event.words, self._plan.sum_format(len(event.arrived) + len(event.dropped), buffer.clipping_norm)
         try:
             slots = self._open_slots(event, form)
             if self._plan.codec.selection == "top_k":

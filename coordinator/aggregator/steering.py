@@ -23,7 +23,7 @@ import math
 from dataclasses import dataclass, field
 
 from coordinator.aggregator.convergence import BestVersion, Evaluation
-from shared.plan import SteeringPlan
+from shared.plan_sections import SteeringPlan
 
 FALLS_ALARM = 3
 NORM_ALARM = 3.0

@@ -11,6 +11,10 @@ SILENT_INTERVALS = 3
 """A client is lost after this many status intervals without a sign of life."""
 
 
+BACK_OFF_MAX = 64
+"""A client that breaks the protocol is not drawn for 2, 4, 8, … versions, and never for more than this."""
+
+
 @dataclass(slots=True)
 class ClientRecord:
     """What the coordinator knows of one client. `phase` is where it was when it was last heard of."""
@@ -21,6 +25,8 @@ class ClientRecord:
     version: int = 0
     phase: str = "joining"
     reason: str = ""
+    strikes: int = 0
+    backed_off_until: int = 0
 
 
 class Roll:
@@ -85,6 +91,18 @@ class Roll:
         for client in others:
             del self._records[client]
         return others
+
+    def back_off(self, client: str, version: int) -> int:
+        """A client broke the protocol in its group. Returns the version from which on it may be drawn again."""
+        record = self._records.setdefault(client, ClientRecord())
+        record.strikes += 1
+        record.backed_off_until = version + min(BACK_OFF_MAX, 2**record.strikes)
+        return record.backed_off_until
+
+    def is_backed_off(self, client: str, version: int) -> bool:
+        """Whether a client is not drawn for this version."""
+        record = self._records.get(client)
+        return record is not None and version < record.backed_off_until
 
     def silent(self, now: float) -> list[str]:
         """Live clients that have been silent for too long."""

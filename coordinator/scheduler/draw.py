@@ -52,7 +52,7 @@ def make_draw(offers: Sequence[WaitingOffer], group_size: int, sites: Mapping[st
         Group(
             index=index,
             members=tuple(
-                Member(client=w.client, site=sites[w.client], worker=w.offer.worker, offer=w.digest) for w in roster
+                Member(client=w.client, site=sites[w.client], worker=w.offer.worker, offer=w.frame) for w in roster
             ),
             path=path,
         )

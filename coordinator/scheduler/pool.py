@@ -16,11 +16,12 @@ from shared.wire.messages import Offer
 
 @dataclass(frozen=True, slots=True)
 class WaitingOffer:
-    """An offer, its frame's digest, and the delivery that is kept open until it is drawn or expires."""
+    """An offer, its frame and digest, and the delivery that is kept open until it is drawn or expires."""
 
     client: str
     offer: Offer
     digest: bytes
+    frame: bytes
     receipt: Receipt
 
 

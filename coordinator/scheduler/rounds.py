@@ -43,13 +43,14 @@ from coordinator.events import (
     EntryAccepted,
     Event,
     GroupGivenUp,
+    GroupReplyArrived,
+    GroupSummed,
     OfferArrived,
     RunStopped,
     StatusArrived,
     Tell,
     Tick,
     TookOffice,
-    WordsArrived,
 )
 from coordinator.log_writer import LogWriter
 from coordinator.scheduler.clients import Roll
@@ -60,11 +61,23 @@ from shared.errors import RefusalReason
 from shared.modellog.chain import ChainState
 from shared.modellog.entries import Sealer
 from shared.plan import Plan
-from shared.wire.messages import ChangeEntry, DirectoryEntry, DrawEntry, RunEntry, RunState, Task, VoidEntry
+from shared.wire.messages import (
+    OFFER_BYTES_MAX,
+    ChangeEntry,
+    DirectoryEntry,
+    DrawEntry,
+    RunEntry,
+    RunState,
+    Task,
+    VoidEntry,
+)
 from shared.wire.topology import Names
 
 DEADLINE_MEDIANS = 3.0
 """A round's deadline is at least this many times the median offer time of the round before."""
+
+VOID_DRAWS_ALARM = 3
+"""So many void draws of one version raise an alarm: groups fail, or the coordinator draws until it likes them."""
 
 ROUNDING = 1e-9
 
@@ -118,14 +131,16 @@ class Scheduler:
                 effects = self._on_offer(event, now)
             case StatusArrived():
                 effects = self._on_status(event, now)
-            case WordsArrived():
-                effects = self._on_words(event, now)
+            case GroupReplyArrived():
+                effects = self._on_reply(event, now)
             case TookOffice():
                 effects = self._begin(now)
             case EntryAccepted():
                 effects = self._on_entry(event, now)
             case GroupGivenUp():
-                effects = self._lose(event.silent)
+                effects = self._after_group(event.silent, event.blamed)
+            case GroupSummed():
+                effects = self._after_group(event.dropped, event.blamed)
             case Tick():
                 effects = self._lose(self._roll.silent(now))
             case _:
@@ -136,9 +151,9 @@ class Scheduler:
 
     def _on_offer(self, event: OfferArrived, now: float) -> Iterator[CoordinatorEffect]:
         chain = self._chain()
-        waiting = WaitingOffer(event.client, event.offer, event.digest, event.receipt)
+        waiting = WaitingOffer(event.client, event.offer, event.digest, event.frame, event.receipt)
         ahead = chain is None or is_ahead(event.offer, chain)
-        reason = None if ahead or chain is None else refusal_of(event.offer, chain)
+        reason = None if ahead or chain is None else self._refusal(event, chain)
         if reason is not None:
             yield Settle(event.receipt)
             yield _refused(event.client, reason, "offer")
@@ -179,6 +194,13 @@ class Scheduler:
         if (joined or status.log_position == "absent") and self._may_task(event.client, self._round):
             yield self._task(event.client, chain)
 
+    def _refusal(self, event: OfferArrived, chain: ChainState) -> RefusalReason | None:
+        if (event.offer.keys is None) != (self._plan.group_size == 1) or len(event.frame) > OFFER_BYTES_MAX:
+            return RefusalReason.MALFORMED
+        if self._roll.is_backed_off(event.client, chain.version):
+            return RefusalReason.BACKED_OFF
+        return refusal_of(event.offer, chain)
+
     def _joined(self, client: str) -> Note:
         if self._gathering and self._round is not None and self._plan.round.cohort_size is None:
             self._round.cohort.add(client)
@@ -187,11 +209,19 @@ class Scheduler:
     def _may_task(self, client: str, current: Round) -> bool:
         return self._plan.round.cohort_size is None or client in current.cohort
 
-    def _on_words(self, event: WordsArrived, now: float) -> Iterator[CoordinatorEffect]:
+    def _on_reply(self, event: GroupReplyArrived, now: float) -> Iterator[CoordinatorEffect]:
         chain = self._chain()
-        if chain is not None and chain.draw is not None and event.words.draw == chain.draw.entry:
-            self._roll.heard(event.client, chain.version, "words", now)
+        if chain is not None and chain.draw is not None:
+            self._roll.heard(event.client, chain.version, type(event.message).__name__.lower(), now)
         return iter(())
+
+    def _after_group(self, silent: tuple[str, ...], blamed: tuple[str, ...]) -> Iterator[CoordinatorEffect]:
+        chain = self._chain()
+        assert chain is not None
+        for client in blamed:
+            until = self._roll.back_off(client, chain.version)
+            yield note("client_backed_off", "warning", client=client, until_version=until)
+        yield from self._lose(silent)
 
     def _on_entry(self, event: EntryAccepted, now: float) -> Iterator[CoordinatorEffect]:
         match event.accepted.entry:
@@ -202,6 +232,7 @@ class Scheduler:
                 yield from self._next_round(now)
             case VoidEntry(reason=reason):
                 yield note("draw_void", "warning", reason=reason)
+                yield from self._count_voids()
                 yield from self._next_round(now)
             case DirectoryEntry():
                 yield from self._on_directory()
@@ -209,6 +240,13 @@ class Scheduler:
                 yield from self._on_run(entry, now)
             case _:
                 return
+
+    def _count_voids(self) -> Iterator[Note]:
+        chain = self._chain()
+        assert chain is not None
+        if chain.attempt >= VOID_DRAWS_ALARM:
+            text = f"{chain.attempt} draws of version {chain.version} were void; each one costs its clients an update"
+            yield note("alarm", "warning", version=chain.version, text=text)
 
     def _on_directory(self) -> Iterator[CoordinatorEffect]:
         """Who is revoked is not counted on from here on; an offer of theirs is not drawn."""
@@ -260,7 +298,7 @@ class Scheduler:
             yield _refused(waiting.client, RefusalReason.LATE, "offer")
         yield from self._open_round(now)
         for waiting in held:
-            again = OfferArrived(waiting.client, waiting.offer, waiting.digest, waiting.receipt)
+            again = OfferArrived(waiting.client, waiting.offer, waiting.digest, waiting.frame, waiting.receipt)
             yield from self._on_offer(again, now)
 
     def _open_round(self, now: float) -> Iterator[CoordinatorEffect]:
@@ -309,7 +347,7 @@ class Scheduler:
             yield from self._gather(current, chain, now)
         if self._gathering:
             return
-        expected = current.cohort & self._roll.live
+        expected = {c for c in current.cohort & self._roll.live if not self._roll.is_backed_off(c, chain.version)}
         missing = {client for client in expected if client not in self._pool}
         if now >= current.deadline:
             yield from self._lose(sorted(missing))

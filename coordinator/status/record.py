@@ -1,5 +1,6 @@
 """What a run looks like from outside: one record per version, the best version, and when the run is over.
 
+A client counts as recovered when it is lost, and the sum of the group that it was lost in was opened all the same.
 It shows every evaluation to the steering, and tells the others what follows.
 """
 
@@ -22,6 +23,7 @@ from coordinator.events import (
     EvaluationFinished,
     Event,
     Finish,
+    GroupSummed,
     KeepModel,
     RateLowered,
     RunStopped,
@@ -53,6 +55,7 @@ class RoundRecord:
     step: StepTaken | None = None
     weights: np.ndarray | None = None
     clients_lost: set[str] = field(default_factory=set)
+    recovered: set[str] = field(default_factory=set)
 
 
 class RunRecord:
@@ -74,6 +77,7 @@ class RunRecord:
         self._steering = Steering(plan.steering, plan.codec.clipping_norm)
         self._average = WeightAverage(plan.steering.ema)
         self._stopped = self._over = False
+        self._unheard: dict[str, int] = {}
 
     def observe(self, entry: Entry) -> None:
         """An entry was accepted, be it before this session is in office: the average is of all versions of the log."""
@@ -92,8 +96,12 @@ class RunRecord:
                 self._current.step, self._current.stepped_at = event, now
                 alarm = self._steering.watch_norm(event.clipping_norm)
                 return (note("clipping_norm_alarm", "warning", text=alarm),) if alarm else ()
+            case GroupSummed() if self._log.chain:
+                self._unheard |= dict.fromkeys(event.unheard, self._log.chain.version)
             case ClientLost() if self._current:
                 self._current.clients_lost.add(event.client)
+                if self._unheard.get(event.client) == event.version:
+                    self._current.recovered.add(event.client)
             case EntryAccepted(accepted) if isinstance(accepted.entry, ChangeEntry):
                 return tuple(self._on_change(accepted.entry, now))
             case EvaluationFinished():
@@ -208,7 +216,7 @@ def _figures(record: RoundRecord, step: StepTaken, evaluation: Evaluation | None
         "groups": step.groups,
         "groups_rejected": step.groups_rejected,
         "groups_given_up": step.groups_given_up,
-        "recovered": 0,
+        "recovered": len(record.recovered),
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
         "clipping_norm": step.clipping_norm,

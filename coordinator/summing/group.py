@@ -1,245 +1,366 @@
-"""One summing stage: opens the groups of its jobs, collects their members' words, hands over sums (sans-I/O).
+"""The sum of one group, coordinator's side: what its members said so far, and what they are asked next (sans-I/O).
 
-With groups of one the secure steps are empty: a roster of one goes out, the words come back in clear, and are the sum.
-
-    state of a group   event              next       what is done
-    ────────────────   ────────────────   ────────   ─────────────────────────────────────────────
-    -                  its job            queued     once: a job that is delivered again is only settled with it
-    queued             room for it        open       roster to every member
-    open               words (a piece)    open       kept; refused if it is not this group's
-    open               words (the last)   ended      sum handed to the aggregator
-    open               2 s of silence     open       roster again to the silent members
-    open               group_step_s       ended      given up, its silent members are named
-    any                draw closed        -          forgotten; the jobs are settled
-
-Only groups of the draw that this session has made last are summed: the sums go to its own aggregator, and members
-must not spend an update on a draw that is closed, or about to be, as one of a session before is.
-
-A group's vectors take memory only while it is open, and only so many are open that they fit `OPEN_BYTES_MAX`.
+`coordinator.summing.steps` is the table of its states. The truth about a group is with its members: each step of theirs
+runs once. So a stage that takes a group over from another begins with the roster as well; members answer with
+everything they have sent before, later steps first, and the commonest set of participants, or of participants and who
+arrived, is adopted: at most one (P, A) of a group ever gets t agreements.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from coordinator.events import (
-    CoordinatorEffect,
-    DrawMade,
-    EntryAccepted,
-    Event,
-    GroupGivenUp,
-    GroupSummed,
-    JobArrived,
-    Tell,
-    Tick,
-    WordsArrived,
+from coordinator.events import CoordinatorEffect, GroupGivenUp, GroupReplyArrived, GroupSummed, Tell
+from coordinator.summing.heard import Heard
+from coordinator.summing.secure_sum import open_sum, rebuilt_mask_keys
+from coordinator.summing.steps import TRANSITIONS, GroupState, GroupStep
+from shared.codec.quantize import SumFormat
+from shared.crypto.keys import public_of
+from shared.effects import Publish, note
+from shared.errors import LocalProtocolError, RefusalReason, RemoteProtocolError
+from shared.wire.membership import decode_members, encode_members, participants_digest
+from shared.wire.messages import (
+    Agreement,
+    Arrived,
+    Group,
+    GroupMessage,
+    Participants,
+    Reveal,
+    Roster,
+    Shares,
+    Unmask,
+    Words,
 )
-from coordinator.summing.secure_sum import add_words
-from shared.codec.quantize import SumFormat, Words
-from shared.effects import Publish, Receipt, Settle, note
-from shared.errors import RefusalReason
-from shared.modellog.entries import Sealer
-from shared.modellog.reader import LogReader
-from shared.plan import Plan
-from shared.rounds import ground_of, transcript_of
-from shared.wire import messages
-from shared.wire.messages import PIECE_BYTES_MAX, ChangeEntry, Group, Roster, VoidEntry
-from shared.wire.topology import Names
 
 REPEAT_S = 2.0
 """A member that has not answered is sent the last message again after this time."""
 
-OPEN_BYTES_MAX = 192 << 20
-"""Words of all open groups together; one group is always allowed."""
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSetting:
+    """What is fixed for one group. `masking_keys` are the members' public ones, empty in a group of one.
 
-@dataclass(slots=True)
-class Collecting:
-    """One member's words as they come in."""
+    `threshold` is t; a sum of fewer than `floor` updates is not opened; `step_s` is the deadline of each state;
+    `address` publishes a message to a member. `positions_bytes` follow the words where clients choose their own
+    coordinates, in groups of one.
+    """
 
-    buffer: bytearray
-    missing: set[int]
-
-
-@dataclass(slots=True)
-class OpenGroup:
-    """A group whose members have been asked."""
-
+    draw: bytes
+    version: int
+    groups: int
     group: Group
+    stage: str
     form: SumFormat
     transcript: bytes
-    deadline: float
-    repeat_at: float
+    threshold: int
+    floor: int
+    masking_keys: tuple[bytes, ...]
+    step_s: float
+    address: Callable[[int, GroupMessage], Publish]
     positions_bytes: int = 0
-    collecting: dict[str, Collecting] = field(default_factory=dict)
-    arrived: list[str] = field(default_factory=list)
+
+
+class GroupSum:
+    """One group, from its roster to its sum or its giving up."""
+
+    def __init__(self, setting: GroupSetting) -> None:
+        self._setting = setting
+        self._clients = tuple(member.client for member in setting.group.members)
+        self._places = {client: place for place, client in enumerate(self._clients)}
+        self._heard = Heard(len(self._clients), setting.form, setting.transcript, setting.positions_bytes)
+        self._participants: frozenset[int] = frozenset()
+        self._arrived: frozenset[int] = frozenset()
+        self._blamed: set[int] = set()
+        self._asked: set[int] = set()
+        self._deadline = 0.0
+        self._repeat_at = 0.0
+        self.state = GroupState.SHARES
 
     @property
-    def silent(self) -> tuple[str, ...]:
-        """Members whose words have not all arrived."""
-        return tuple(m.client for m in self.group.members if m.client not in self.arrived)
+    def index(self) -> int:
+        """The group's number in its draw."""
+        return self._setting.group.index
 
+    @property
+    def ended(self) -> bool:
+        """Whether the group has its sum, or was given up."""
+        return self.state in (GroupState.SUMMED, GroupState.GIVEN_UP)
 
-class SummingStage:
-    """The stage's part in the groups of one draw at a time."""
+    def start(self, now: float) -> Iterator[CoordinatorEffect]:
+        """Open the group: the roster to every member."""
+        everybody = range(len(self._clients))
+        if not self._setting.masking_keys:
+            self.state, self._participants = GroupState.WORDS, frozenset(everybody)
+        self._begin_state(now)
+        yield from self._ask(everybody)
 
-    def __init__(self, stage_id: str, plan: Plan, log: LogReader, seal: Sealer) -> None:
-        self._stage_id = stage_id
-        self._plan = plan
-        self._names = Names(plan.federation)
-        self._log = log
-        self._seal = seal
-        self._draw: DrawMade | None = None
-        self._receipts: list[Receipt] = []
-        self._known: set[int] = set()
-        self._queued: deque[Group] = deque()
-        self._open: dict[int, OpenGroup] = {}
+    def handle(self, reply: GroupReplyArrived, now: float) -> Iterator[CoordinatorEffect]:
+        """Take a member's answer; it was verified, and names this group's transcript."""
+        place = self._places.get(reply.client)
+        try:
+            if place is None:
+                raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, "not a member of this group")
+            yield from self._take(place, reply, now)
+        except RemoteProtocolError as error:
+            if error.reason is RefusalReason.DUPLICATE:
+                yield note("repeated", "debug", client=reply.client, what=type(reply.message).__name__.lower())
+            else:
+                what = f"{type(reply.message).__name__.lower()} for group {self._setting.group.index}"
+                detail = error.detail
+                yield note("refused", "warning", sender=reply.client, reason=error.reason, what=what, detail=detail)
+        yield from self._go_on(now)
 
-    def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
-        """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
-        match event:
-            case DrawMade():
-                self._draw = event
-                return ()
-            case JobArrived():
-                return tuple(self._on_job(event, now))
-            case WordsArrived():
-                return tuple(self._on_words(event, now))
-            case EntryAccepted(accepted) if isinstance(accepted.entry, ChangeEntry | VoidEntry):
-                return tuple(self._on_closed(accepted.entry.draw))
-            case Tick():
-                return tuple(self._on_tick(now))
-            case _:
-                return ()
+    def tick(self, now: float) -> Iterator[CoordinatorEffect]:
+        """Time has passed: go on without who is late, ask again, or give up."""
+        yield from self._go_on(now)
+        if not self.ended and now >= self._repeat_at:
+            self._repeat_at = now + REPEAT_S
+            yield from self._ask(self._silent())
 
-    def _on_job(self, event: JobArrived, now: float) -> Iterator[CoordinatorEffect]:
-        job = event.job
-        if self._draw is None or job.draw != self._draw.entry:
-            yield Settle(event.receipt)
-            yield note("job_dropped", "debug", version=job.version, reason="its draw is not open")
-            return
-        self._receipts.append(event.receipt)
-        self._queued.extend(group for group in job.members if group.index not in self._known)
-        self._known.update(group.index for group in job.members)
-        yield from self._open_groups(self._draw, now)
+    # ── what members say ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _open_groups(self, draw: DrawMade, now: float) -> Iterator[CoordinatorEffect]:
-        if not self._queued:
-            return
-        assert self._log.chain is not None
-        plan, chain = self._plan, self._log.chain
-        ground = ground_of(self._log)
-        while self._queued:
-            members = self._queued[0].members
-            form = plan.sum_format(len(members), chain.clipping_norm)
-            size = len(members) * (form.length * form.word_type.itemsize + plan.positions_bytes)
-            if self._open and (len(self._open) + 1) * size > OPEN_BYTES_MAX:
-                return
-            group = self._queued.popleft()
-            transcript = transcript_of(ground, draw.entry, group.index, draw.version, members)
-            step_s = plan.round.group_step_s
-            opened = OpenGroup(group, form, transcript, now + step_s, now + REPEAT_S, plan.positions_bytes)
-            self._open[group.index] = opened
-            yield from self._ask(draw, opened)
+    def _take(self, place: int, reply: GroupReplyArrived, now: float) -> Iterator[CoordinatorEffect]:
+        match reply.message:
+            case Shares() as shares:
+                if self.state is not GroupState.SHARES and place not in self._participants:
+                    raise RemoteProtocolError(RefusalReason.LATE, "the participants are chosen")
+                self._heard.take_shares(place, shares)
+            case Words() as words:
+                self._take_words(place, words, now)
+            case Agreement() as agreement:
+                self._heard.take_agreement(place, agreement, reply.frame)
+            case Reveal() as reveal:
+                yield from self._take_reveal(place, reveal)
 
-    def _ask(self, draw: DrawMade, opened: OpenGroup) -> Iterator[CoordinatorEffect]:
-        silent = opened.silent
-        for member in opened.group.members:
-            if member.client in silent:
-                roster = Roster(
-                    client=member.client,
-                    draw=draw.entry,
-                    version=draw.version,
-                    group=opened.group,
-                    groups=draw.groups,
-                    stage=self._stage_id,
-                )
-                key = self._names.talk(member.site, member.worker)
-                yield Publish(self._names.down, key, self._seal(roster), persistent=False)
-
-    def _on_words(self, event: WordsArrived, now: float) -> Iterator[CoordinatorEffect]:
-        draw, index = self._draw, event.words.group
-        opened = self._open.get(index) if draw is not None and event.words.draw == draw.entry else None
-        if draw is None or opened is None:
-            yield _refused(event.client, RefusalReason.LATE, f"words for group {index}, which is not open")
-            return
-        refusal = _collect(opened, event.client, event.words)
-        if refusal is RefusalReason.DUPLICATE:
-            yield note("repeated", "debug", client=event.client, what="words")
-            return
-        if refusal is not None:
-            yield _refused(event.client, refusal, f"words for group {index}")
-            return
+    def _take_words(self, place: int, words: Words, now: float) -> None:
+        if self.state not in (GroupState.SHARES, GroupState.WORDS):
+            raise RemoteProtocolError(RefusalReason.LATE, "who arrived is settled")
+        if self.state is GroupState.WORDS and words.participants != self._named_participants:
+            raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, "masked over other participants")
+        self._heard.take_words(place, words)
         # A member that is still sending is not silent.
-        opened.repeat_at = now + REPEAT_S
-        opened.deadline = max(opened.deadline, now + REPEAT_S)
-        if not opened.silent:
-            del self._open[index]
-            yield Tell(GroupSummed(draw.entry, index, tuple(opened.arrived), *_sum(opened)))
-            yield from self._open_groups(draw, now)
+        self._repeat_at, self._deadline = now + REPEAT_S, max(self._deadline, now + REPEAT_S)
 
-    def _on_tick(self, now: float) -> Iterator[CoordinatorEffect]:
-        draw = self._draw
-        if draw is None:
+    def _take_reveal(self, place: int, reveal: Reveal) -> Iterator[CoordinatorEffect]:
+        if self.state is not GroupState.REVEAL or place not in self._asked:
+            raise RemoteProtocolError(RefusalReason.LATE, "nothing is to be revealed")
+        try:
+            whole = self._heard.take_reveal(place, reveal, sorted(self._participants), self._arrived)
+        except RemoteProtocolError as error:
+            if error.reason is not RefusalReason.DUPLICATE:
+                # Named, and replaced by the next members who have agreed.
+                self._blamed.add(place)
+                yield from self._ask(self._silent())
+            raise
+        if not whole:
+            yield from self._ask(self._silent())
+
+    # ── from state to state ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _go_on(self, now: float) -> Iterator[CoordinatorEffect]:
+        """Take every step that what was heard allows, and what the deadline asks for."""
+        while not self.ended:
+            before = self.state
+            match self.state:
+                case GroupState.SHARES:
+                    yield from self._choose_participants(now)
+                case GroupState.WORDS:
+                    yield from self._settle_arrived(now)
+                case GroupState.AGREEMENT:
+                    yield from self._count_agreements(now)
+                case GroupState.REVEAL:
+                    yield from self._open(now)
+            if self.state is before:
+                break
+
+    def _choose_participants(self, now: float) -> Iterator[CoordinatorEffect]:
+        heard = self._heard
+        if len(heard.shares) < len(self._clients) and now < self._deadline:
             return
-        for index, opened in list(self._open.items()):
-            if now >= opened.deadline:
-                del self._open[index]
-                reason = f"{len(opened.silent)} of {len(opened.group.members)} members silent"
-                yield Tell(GroupGivenUp(draw.entry, index, reason, opened.silent))
-            elif now >= opened.repeat_at:
-                opened.repeat_at = now + REPEAT_S
-                yield from self._ask(draw, opened)
-        yield from self._open_groups(draw, now)
-
-    def _on_closed(self, draw: bytes) -> Iterator[CoordinatorEffect]:
-        if self._draw is None or draw != self._draw.entry:
+        claim = heard.claimed_participants()
+        chosen = decode_members(claim, len(self._clients)) if claim else frozenset(heard.shares)
+        if len(chosen) < self._setting.floor:
+            yield self._give_up(f"shares of {len(chosen)} members, {self._setting.floor} needed")
             return
-        for receipt in self._receipts:
-            yield Settle(receipt)
-        self._receipts = []
-        self._known.clear()
-        self._queued.clear()
-        self._open.clear()
-        self._draw = None
+        self._participants = chosen
+        heard.drop_other_words(self._named_participants)
+        self._move(GroupStep.DEALT, GroupState.WORDS, now)
+        yield from self._ask(self._silent())
 
+    def _settle_arrived(self, now: float) -> Iterator[CoordinatorEffect]:
+        complete, claimed = self._heard.complete, self._heard.claimed_arrived(self._named_participants)
+        if not claimed and complete != self._participants and now < self._deadline:
+            return
+        arrived = claimed or complete
+        if len(arrived) < self._setting.floor:
+            yield self._give_up(f"words of {len(arrived)} members, {self._setting.floor} needed")
+            return
+        self._arrived = arrived
+        if self._setting.masking_keys:
+            self._move(GroupStep.ARRIVED, GroupState.AGREEMENT, now)
+            yield from self._ask(self._silent())
+        else:
+            self._move(GroupStep.ARRIVED, GroupState.SUMMED, now)
+            yield Tell(self._summed(self._heard.vectors(arrived)[0], self._heard.behind(0)))
 
-def _collect(opened: OpenGroup, client: str, words: messages.Words) -> RefusalReason | None:
-    """Take one piece in; returns why not."""
-    if client not in {member.client for member in opened.group.members}:
-        return RefusalReason.NOT_ALLOWED
-    if words.transcript != opened.transcript:
-        return RefusalReason.WRONG_PARENT
-    size = opened.form.length * opened.form.word_type.itemsize + opened.positions_bytes
-    parts = -(-size // PIECE_BYTES_MAX)
-    start = words.part * PIECE_BYTES_MAX
-    if words.parts != parts or words.part >= parts or len(words.body) != min(PIECE_BYTES_MAX, size - start):
-        return RefusalReason.WRONG_SIZE
-    coming = opened.collecting.get(client)
-    if coming is None:
-        coming = opened.collecting[client] = Collecting(bytearray(size), set(range(parts)))
-    if words.part not in coming.missing:
-        return RefusalReason.DUPLICATE
-    coming.missing.discard(words.part)
-    coming.buffer[start : start + len(words.body)] = words.body
-    if not coming.missing:
-        opened.arrived.append(client)
-    return None
+    def _count_agreements(self, now: float) -> Iterator[CoordinatorEffect]:
+        agreed = self._agreed()
+        if len(agreed) >= self._setting.threshold:
+            self._asked = set(agreed)
+            self._move(GroupStep.AGREED, GroupState.REVEAL, now)
+            yield from self._ask(sorted(agreed))
+            return
+        claimed = self._heard.claimed_arrived(self._named_participants)
+        if claimed and claimed != self._arrived and len(self._heard.agreements) > 2 * len(agreed):
+            # Another stage had settled it before us: most members are bound to that.
+            self._arrived = claimed
+            yield from self._ask(self._silent())
+        elif now >= self._deadline:
+            yield self._give_up(f"{len(agreed)} agreements, {self._setting.threshold} needed")
 
+    def _open(self, now: float) -> Iterator[CoordinatorEffect]:
+        needed, revealed = self._setting.threshold, self._heard.revealed
+        if any(len(revealed.get(dealer, ())) < needed for dealer in self._participants):
+            if now >= self._deadline:
+                yield self._give_up(f"shares of {len(self._heard.reveals - self._blamed)} members, {needed} needed")
+            return
+        self_seeds: dict[int, bytes] = {}
+        masking_seeds: dict[int, bytes] = {}
+        for dealer in sorted(self._participants):
+            seed = self._heard.secret_of(dealer, needed)
+            if seed is None or not self._is_secret_of(dealer, seed):
+                self._blamed.add(dealer)
+            else:
+                (self_seeds if dealer in self._arrived else masking_seeds)[dealer] = seed
+        if len(self_seeds) + len(masking_seeds) < len(self._participants):
+            yield self._give_up("a member shared another secret than its own")
+            return
+        keys = rebuilt_mask_keys(
+            self._setting.transcript,
+            participants_digest(self._participants, len(self._clients)),
+            self._clients,
+            self._setting.masking_keys,
+            self_seeds,
+            masking_seeds,
+        )
+        self._move(GroupStep.OPENED, GroupState.SUMMED, now)
+        yield Tell(self._summed(open_sum(self._heard.vectors(self._arrived), keys)))
 
-def _sum(opened: OpenGroup) -> tuple[Words, bytes]:
-    """The members' words added mod 2**b, and the positions behind them: only a group of one has any."""
-    buffers, length = [coming.buffer for coming in opened.collecting.values()], opened.form.length
-    vectors = [np.frombuffer(buffer, dtype=opened.form.word_type, count=length) for buffer in buffers]
-    total = vectors[0]
-    for vector in vectors[1:]:
-        add_words(total, vector)
-    return total, bytes(memoryview(buffers[0])[total.nbytes :])
+    def _is_secret_of(self, dealer: int, seed: bytes) -> bool:
+        if dealer in self._arrived:
+            return self._heard.is_seed_of(dealer, seed)
+        return public_of(seed) == self._setting.masking_keys[dealer]
 
+    def _agreed(self) -> dict[int, bytes]:
+        return self._heard.agreed(self._named_participants, self._arrived, self._named_arrived)
 
-def _refused(client: str, reason: RefusalReason, what: str) -> CoordinatorEffect:
-    return note("refused", "warning", sender=client, reason=reason, what=what)
+    # ── what members are asked ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _silent(self) -> list[int]:
+        """Whom the present state waits for."""
+        heard = self._heard
+        match self.state:
+            case GroupState.SHARES:
+                waited = set(range(len(self._clients))) - heard.shares.keys()
+            case GroupState.WORDS:
+                waited = set(self._participants - heard.complete)
+            case GroupState.AGREEMENT:
+                waited = set(self._arrived) - heard.agreements.keys()
+            case _:
+                # Those who agreed after the first t are asked only if that was not enough.
+                self._asked |= self._agreed().keys()
+                waited = self._asked - heard.reveals
+        return sorted(waited)
+
+    def _ask(self, places: Sequence[int] | range) -> Iterator[CoordinatorEffect]:
+        for place in places:
+            yield self._setting.address(place, self._question(place))
+
+    def _question(self, place: int) -> GroupMessage:
+        """What the present state asks of one member."""
+        setting, client = self._setting, self._clients[place]
+        if self.state is GroupState.SHARES or not setting.masking_keys:
+            return Roster(
+                client=client,
+                stage=setting.stage,
+                draw=setting.draw,
+                version=setting.version,
+                group=setting.group,
+                groups=setting.groups,
+            )
+        if self.state is GroupState.WORDS:
+            return self._participants_message(place)
+        if self.state is GroupState.AGREEMENT:
+            return Arrived(
+                client=client,
+                stage=setting.stage,
+                transcript=setting.transcript,
+                participants=self._named_participants,
+                arrived=self._named_arrived,
+            )
+        agreements = tuple(self._agreed().values())[: setting.threshold]
+        return Unmask(client=client, stage=setting.stage, transcript=setting.transcript, agreements=agreements)
+
+    def _participants_message(self, receiver: int) -> Participants:
+        # What a dealer said to a stage that is gone may be lost: the others may hold enough shares of it.
+        dealers = sorted(self._participants - {receiver})
+        return Participants(
+            client=self._clients[receiver],
+            stage=self._setting.stage,
+            transcript=self._setting.transcript,
+            participants=self._named_participants,
+            boxes=tuple(self._heard.box(dealer, receiver) for dealer in dealers),
+            commitments=tuple(self._heard.commitments(dealer, receiver) for dealer in dealers),
+        )
+
+    @property
+    def _named_participants(self) -> bytes:
+        return encode_members(self._participants, len(self._clients))
+
+    @property
+    def _named_arrived(self) -> bytes:
+        return encode_members(self._arrived, len(self._clients))
+
+    # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _summed(self, words: np.ndarray, positions: bytes = b"") -> GroupSummed:
+        dropped = set(range(len(self._clients))) - self._arrived
+        silent = (self._arrived - self._heard.agreements.keys()) | (self._asked - self._heard.reveals)
+        return GroupSummed(
+            draw=self._setting.draw,
+            group=self._setting.group.index,
+            arrived=self._names_of(self._arrived),
+            dropped=self._names_of(dropped),
+            unheard=self._names_of(dropped | silent if self._setting.masking_keys else dropped),
+            blamed=self._names_of(self._blamed),
+            words=words,
+            positions=positions,
+        )
+
+    def _give_up(self, reason: str) -> CoordinatorEffect:
+        silent = self._names_of(self._silent())
+        self._move(GroupStep.FAILED, GroupState.GIVEN_UP, 0.0)
+        return Tell(
+            GroupGivenUp(
+                draw=self._setting.draw,
+                group=self._setting.group.index,
+                reason=reason,
+                silent=silent,
+                blamed=self._names_of(self._blamed),
+            )
+        )
+
+    def _names_of(self, places: Sequence[int] | set[int] | frozenset[int]) -> tuple[str, ...]:
+        return tuple(self._clients[place] for place in sorted(places))
+
+    def _begin_state(self, now: float) -> None:
+        self._deadline, self._repeat_at = now + self._setting.step_s, now + REPEAT_S
+
+    def _move(self, step: GroupStep, state: GroupState, now: float) -> None:
+        if state not in TRANSITIONS.get((self.state, step), ()):
+            raise LocalProtocolError(f"a group in {self.state} does not become {state} by {step}")
+        self.state = state
+        self._begin_state(now)

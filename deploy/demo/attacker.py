@@ -97,6 +97,7 @@ class Attacker:
             coordinates=coordinates,
             attackers=self._attackers,
             clipping_norm=form.clipping_norm,
+            members=form.members,
             norm_max=largest_norm(form, CLAIMED_WEIGHT),
         )
         values = forge(self._attack, update, known, self._source)

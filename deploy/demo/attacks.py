@@ -35,6 +35,9 @@ INNER_PRODUCT_FACTOR = 1.0
 ALIE_DEVIATIONS_MIN = 1.5
 """With few attackers the paper's formula gives no deviation at all: its attack would be to send the mean."""
 
+RANGE_SHARE = 0.9
+"""Of the integers of a whole group: what an attacker takes for itself without making the sum wrap."""
+
 _GATE_MARGIN = 1.0 - 1e-6
 
 
@@ -47,6 +50,7 @@ class Knowledge:
         coordinates: (k,) positions that everybody sends, None for all d.
         attackers: f, how many clients attack.
         clipping_norm: C.
+        members: n, of the attacker's group.
         norm_max: the largest norm that passes the gate; see `largest_norm`.
     """
 
@@ -54,6 +58,7 @@ class Knowledge:
     coordinates: Coordinates | None
     attackers: int
     clipping_norm: float
+    members: int
     norm_max: float
 
     @cached_property
@@ -136,6 +141,13 @@ def inner_product(own: FloatVector, known: Knowledge, source: np.random.Generato
     return known.mean * np.float32(-INNER_PRODUCT_FACTOR)
 
 
+def fill_range(own: FloatVector, known: Knowledge, source: np.random.Generator) -> FloatVector:
+    """Straight against the honest mean, as far as the integers of the whole group reach."""
+    mean, largest = known.mean, float(np.abs(known.mean).max())
+    reach = RANGE_SHARE * known.members * known.clipping_norm
+    return mean * np.float32(-reach / largest if largest else 0.0)
+
+
 Forgery = Callable[[FloatVector, Knowledge, np.random.Generator], FloatVector]
 
 MODEL_ATTACKS: Mapping[str, Forgery] = {
@@ -144,6 +156,7 @@ MODEL_ATTACKS: Mapping[str, Forgery] = {
     "max-norm": max_norm,
     "alie": alie,
     "inner-product": inner_product,
+    "fill-range": fill_range,
 }
 DATA_ATTACKS = ("label-flip",)
 """These poison what is trained on (`FlippedLabels`); the update itself is made and sent as an honest one."""
@@ -166,10 +179,10 @@ class FlippedLabels(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def encode_unclipped(values: FloatVector, form: SumFormat, *, weight: float, metrics: Mapping[str, float]) -> Words:
-    """Write words without clipping: a value that no integer of one member can hold becomes the largest that can.
+    """Write words without clipping: a value beyond most of the group's range of integers becomes its limit.
 
-    (If it wrapped, the attack would be another one than was meant.) The bit says "clipped", which drives the clipping
-    norm up.
+    (If the sum wrapped, the attack would be another one than was meant.) The bit says "clipped", which
+    drives the clipping norm up.
 
     Args:
         values: (k,) float32, finite.
@@ -181,7 +194,7 @@ def encode_unclipped(values: FloatVector, form: SumFormat, *, weight: float, met
         (length,) words.
     """
     words: Words = np.empty(form.length, dtype=form.word_type)
-    reach = form.levels // form.members
+    reach = RANGE_SHARE * form.levels
     scaled = np.rint(values.astype(np.float64) * (weight * form.scale))
     signed_view(words)[: form.count] = np.clip(scaled, -reach, reach)
     claimed = {name: max(-bound, min(bound, metrics[name])) for name, bound in form.metric_bounds}
@@ -190,9 +203,13 @@ def encode_unclipped(values: FloatVector, form: SumFormat, *, weight: float, met
 
 
 def largest_norm(form: SumFormat, weight: float) -> float:
-    """Return how long the values of a group of one may be to pass the norm gate after `encode_unclipped`."""
-    word = max(1, round(weight * form.weight_scale))
-    limit = norm_limit(form, 1, word / form.weight_scale) * word / form.clipping_norm  # in steps of the values' scale
+    """Return how long one member's values may be to pass the norm gate of its group after `encode_unclipped`.
+
+    In a group of one that is exact. In a larger one the others are taken to weigh as much and to send nothing: what
+    they do send points away from an attack on the mean, and shortens it.
+    """
+    word = max(1, round(weight * form.weight_scale)) * form.members
+    limit = norm_limit(form, form.members, word / form.weight_scale) * word / form.clipping_norm  # in steps of values
     return (limit - math.sqrt(form.count) / 2.0) / (weight * form.scale) * _GATE_MARGIN
 
 

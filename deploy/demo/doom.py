@@ -13,14 +13,23 @@ from shared.wire.messages import Kind
 from worker.events import Train
 from worker.service import Training
 
-DROP_PHASES = ("training", "offer", "words")
+DROP_PHASES = ("training", "offer", "shares", "words", "agreement")
+SECURE_PHASES = ("shares", "agreement")
+"""Phases that only groups of more than one client have."""
 
 _KIND_AT = 4
-_DELAYS_S = {"training": 0.5, "offer": 0.3, "words": 0.3}
+_LAST_WORDS = {
+    "offer": Kind.OFFER,
+    "shares": Kind.SHARES,
+    "words": Kind.WORDS,
+    "agreement": Kind.AGREEMENT,
+}
+_TRAINING_DELAY_S = 0.5
+_DELAY_S = 0.3
 
 
 class Doom:
-    """Decides when a client ends: while it trains on `version`, after its offer, or after its words."""
+    """Decides when a client ends: while it trains on `version`, or after a message of its."""
 
     def __init__(self, phase: str, version: int, die: Callable[[float], None]) -> None:
         """
@@ -46,14 +55,14 @@ class Doom:
         """Whether this message may leave. The one that the client dies after still does, nothing later."""
         if self._dying:
             return self._phase == "training"
-        wanted = {"offer": Kind.OFFER, "words": Kind.WORDS}.get(self._phase)
+        wanted = _LAST_WORDS.get(self._phase)
         if self._training_version == self._version and wanted is not None and wanted in _kinds(body):
             self._begin()
         return True
 
     def _begin(self) -> None:
         self._dying = True
-        self._die(_DELAYS_S[self._phase])
+        self._die(_TRAINING_DELAY_S if self._phase == "training" else _DELAY_S)
 
 
 def _kinds(body: bytes | memoryview) -> set[int]:

@@ -13,12 +13,13 @@ from typer import Option
 
 from coordinator.settings import CoordinatorSettings
 from deploy.demo.attacks import ATTACKS
-from deploy.demo.doom import DROP_PHASES
+from deploy.demo.doom import DROP_PHASES, SECURE_PHASES
 from shared.errors import SettingsError
-from shared.plan import SERVER_PRESETS
+from shared.plan_sections import SERVER_PRESETS
 from shared.workloads.batches import example_count
 from shared.workloads.loading import BUILT_IN, load_workload
 from shared.workloads.partition import PARTITIONS
+from worker.policy import Policy
 
 CLIENTS_MAX = 1000
 ROUND_DEADLINE_S = 10.0
@@ -61,6 +62,12 @@ class DemoOptions:
             show_default="random; dense at density 1",
         ),
     ] = None
+    group_size: Annotated[
+        int, Option(help="Clients per group, whose updates are summed before anybody sees them; 1 shows each update.")
+    ] = 4
+    max_colluders: Annotated[
+        int, Option(help="Members of a group who may side with the coordinator without harm to the others.")
+    ] = 1
     robust: Annotated[
         str, Option(help="How group means become one: nnm-trimmed-mean, trimmed-mean, median or mean.")
     ] = "nnm-trimmed-mean"
@@ -91,7 +98,7 @@ class DemoOptions:
     ema: Annotated[float, Option(help="Evaluate a moving average of the versions with this decay; 0 is off.")] = 0.0
     drop: Annotated[int, Option(help="How many clients are killed at version ROUNDS/3.")] = 0
     drop_at: Annotated[
-        str | None, Option(help="Where they are: training, offer or words.", show_default="one after the other")
+        str | None, Option(help=f"Where they are: {', '.join(DROP_PHASES)}.", show_default="one after the other")
     ] = None
     float_buffers: Annotated[
         bool, Option(help="Float buffers, such as BatchNorm's statistics, federate too; needs density 1.")
@@ -122,6 +129,8 @@ class DemoOptions:
             raise SettingsError(f"drop: must be 0 to {self.clients - self.attackers - 1}, not {self.drop}")
         if self.drop_at is not None and self.drop_at not in DROP_PHASES:
             raise SettingsError(f"drop-at: must be one of {', '.join(DROP_PHASES)}, not {self.drop_at!r}")
+        if self.drop_at in SECURE_PHASES and self.group_size == 1:
+            raise SettingsError(f"drop-at: a group of one has no {self.drop_at}; use another phase, or larger groups")
         if self.drop_at is not None and not self.drop:
             raise SettingsError("drop-at has no effect without drop; add --drop K")
         if self.drop and self.rounds < 3:
@@ -155,7 +164,8 @@ class DemoOptions:
 
     def _doomed(self, clients: tuple[str, ...]) -> dict[str, str]:
         """The clients that are to be killed, the last ones, and the phase of each."""
-        phases = (self.drop_at,) if self.drop_at else DROP_PHASES
+        possible = [phase for phase in DROP_PHASES if self.group_size > 1 or phase not in SECURE_PHASES]
+        phases = [self.drop_at] if self.drop_at else possible
         chosen = clients[len(clients) - self.drop :]
         return {client: phases[i % len(phases)] for i, client in enumerate(chosen)}
 
@@ -163,6 +173,17 @@ class DemoOptions:
         selection = self.selection or ("dense" if self.density == 1.0 else "random")
         density = self.density if self.density is not None else (1.0 if selection == "dense" else 0.1)
         return {"selection": selection, "density": density}
+
+    @property
+    def policy(self) -> Policy:
+        """What the demonstration's workers demand: no less than the plan that they are meant for."""
+        size = self.group_size
+        return Policy(
+            min_summed=min(size, Policy().min_summed),
+            min_members=min(size, Policy().min_members),
+            max_colluders=self.max_colluders if size > 1 else 0,
+            allow_groups_of_one=size == 1,
+        )
 
     def _steering(self) -> dict[str, Any]:
         schedule, _, every = self.schedule.partition(":")
@@ -208,7 +229,12 @@ class DemoOptions:
         variables = {f"COMITIA_{name}": json.dumps(section) for name, section in sections.items()}
         if self.initial_weights is not None:
             variables["COMITIA_INITIAL_WEIGHTS"] = str(self.initial_weights.absolute())
-        return variables | {"COMITIA_WORKLOAD": self.workload, "COMITIA_WEIGHT_RECORDS_MAX": str(max(1, most))}
+        return variables | {
+            "COMITIA_WORKLOAD": self.workload,
+            "COMITIA_WEIGHT_RECORDS_MAX": str(max(1, most)),
+            "COMITIA_GROUP_SIZE": str(self.group_size),
+            "COMITIA_MAX_COLLUDERS": str(self.max_colluders),
+        }
 
 
 def settings_from(variables: dict[str, str], **given: Any) -> CoordinatorSettings:

@@ -78,6 +78,7 @@ class Processes:
             if share.doomed_in is not None:
                 self._doomed.add(name)
             chosen = {"COMITIA_CLIENTS": json.dumps(share.clients), "COMITIA_WORKLOAD": self.options.workload}
+            chosen["COMITIA_POLICY"] = self.options.policy.model_dump_json()
             self._workers[name] = self._start(name, self._command(share), environment | chosen)
         return self
 

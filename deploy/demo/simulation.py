@@ -169,7 +169,13 @@ class Simulation:
         directory = keys.directory
         client_keys = {client: identity_key(keys.client_key_directory, client, directory) for client in clients}
         service = WorkerService(
-            Identity(load_membership(keys.root), directory.clients[clients[0]].site, f"w-{clients[0]}", client_keys),
+            Identity(
+                load_membership(keys.root),
+                directory.clients[clients[0]].site,
+                f"w-{clients[0]}",
+                client_keys,
+                self.options.policy,
+            ),
             {
                 client: ClientState(MemoryStorage(), client=client, federation=directory.federation_id)
                 for client in clients

@@ -7,6 +7,7 @@ a rising sequence number, group messages the hash of their draw, log entries the
 
 from __future__ import annotations
 
+import hashlib
 from enum import IntEnum, StrEnum
 from typing import Annotated, ClassVar, Literal
 
@@ -29,6 +30,21 @@ PIECES_MAX = 1 << 14
 GROUPS_MAX = 1 << 16
 """A draw has at most this many groups: the change that closes it names them all in one frame."""
 
+SHARE_BYTES = 33
+"""One Shamir share on the wire."""
+
+SHARE_BOX_BYTES = 2 * SHARE_BYTES + 16
+"""The two shares that a dealer seals to one receiver."""
+
+COMMITMENTS_BYTES = 64
+"""A dealer's commitments to the two shares of one member."""
+
+MEMBERS_MAX = 512
+"""A group has at most this many members."""
+
+OFFER_BYTES_MAX = 1 << 10
+"""Upper bound of a sealed offer: rosters carry those of all members."""
+
 PLAN_BYTES_MAX = 256 << 10
 """Upper bound of an encoded plan: every snapshot carries it inside its frame."""
 
@@ -42,6 +58,8 @@ Counter = Annotated[int, Field(ge=0, lt=1 << 63)]
 Version = Annotated[int, Field(ge=0, lt=1 << 48)]
 GroupIndex = Annotated[int, Field(ge=0, lt=GROUPS_MAX)]
 GroupCount = Annotated[int, Field(ge=1, le=GROUPS_MAX)]
+MemberSet = Annotated[bytes, Field(min_length=1, max_length=MEMBERS_MAX // 8)]
+PublicKey = Annotated[bytes, Field(min_length=32, max_length=32)]
 
 
 class Kind(IntEnum):
@@ -50,9 +68,17 @@ class Kind(IntEnum):
     OFFER = 1
     STATUS = 2
     WORDS = 3
+    SHARES = 4
+    AGREEMENT = 5
+    REVEAL = 6
     TASK = 16
     ROSTER = 17
     GROUP_JOB = 18
+    PARTICIPANTS = 19
+    ARRIVED = 20
+    UNMASK = 21
+    SUM = 22
+    GIVEN_UP = 23
     PIECE = 32
     MARK = 33
     TERM = 34
@@ -109,8 +135,20 @@ CLOSED_STATES = frozenset(
 )
 
 
+class PublicKeys(BaseModel):
+    """X25519 public keys of one offer; they serve one group and no other."""
+
+    model_config = Message.model_config
+
+    sealing: PublicKey
+    masking: PublicKey
+
+
 class Offer(Message):
-    """A client's word that a finished update, trained on the model `trained_head` made, waits on its disk."""
+    """A client's word that a finished update, trained on the model `trained_head` made, waits on its disk.
+
+    Its one-time keys are there unless the plan's groups are of one.
+    """
 
     kind: ClassVar[Kind] = Kind.OFFER
     signed_by: ClassVar[Role] = Role.CLIENT
@@ -121,6 +159,7 @@ class Offer(Message):
     counter: Counter
     nonce: Nonce
     worker: Name
+    keys: PublicKeys | None = None
 
 
 class Status(Message):
@@ -138,18 +177,53 @@ class Status(Message):
     reason: Annotated[str, Field(max_length=500)] = ""
 
 
+class Shares(Message):
+    """A dealer's secrets, shared: what each other member of the roster, in its order, is to keep.
+
+    `boxes` are sealed to their receivers; `commitments` are to the shares of every member, the dealer's own too.
+    """
+
+    kind: ClassVar[Kind] = Kind.SHARES
+    signed_by: ClassVar[Role] = Role.CLIENT
+
+    transcript: Hash
+    boxes: Annotated[bytes, Field(max_length=MEMBERS_MAX * SHARE_BOX_BYTES)]
+    commitments: Annotated[bytes, Field(max_length=MEMBERS_MAX * COMMITMENTS_BYTES)]
+    seed_commitment: Hash
+
+
 class Words(Message):
-    """One piece of a member's integer words, little endian, bound to its group by the transcript hash."""
+    """One piece of a member's integer words, little endian, masked over the participants that it names."""
 
     kind: ClassVar[Kind] = Kind.WORDS
     signed_by: ClassVar[Role] = Role.CLIENT
 
-    draw: Hash
-    group: GroupIndex
     transcript: Hash
+    participants: MemberSet
     part: Annotated[int, Field(ge=0, lt=PIECES_MAX)]
     parts: Annotated[int, Field(ge=1, le=PIECES_MAX)]
     body: PieceBytes
+
+
+class Agreement(Message):
+    """A member's signature, once, under who took part in its group and whose words arrived."""
+
+    kind: ClassVar[Kind] = Kind.AGREEMENT
+    signed_by: ClassVar[Role] = Role.CLIENT
+
+    transcript: Hash
+    participants: MemberSet
+    arrived: MemberSet
+
+
+class Reveal(Message):
+    """A member's share of one secret of every participant, in roster order; all zeros where it holds none."""
+
+    kind: ClassVar[Kind] = Kind.REVEAL
+    signed_by: ClassVar[Role] = Role.CLIENT
+
+    transcript: Hash
+    shares: Annotated[bytes, Field(max_length=MEMBERS_MAX * SHARE_BYTES)]
 
 
 # ── downwards ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -168,14 +242,19 @@ class Task(Message):
 
 
 class Member(BaseModel):
-    """One member of a group: its offer's digest and counter, and the worker process that speaks for it."""
+    """One member of a group: its signed offer, and the worker process that speaks for it."""
 
     model_config = Message.model_config
 
     client: Name
     site: Name
     worker: Name
-    offer: Hash
+    offer: Annotated[bytes, Field(max_length=OFFER_BYTES_MAX)]
+
+    @property
+    def offer_digest(self) -> bytes:
+        """SHA-256 of the offer's frame (32 bytes)."""
+        return hashlib.sha256(self.offer).digest()
 
 
 class Group(BaseModel):
@@ -184,21 +263,68 @@ class Group(BaseModel):
     model_config = Message.model_config
 
     index: GroupIndex
-    members: Annotated[tuple[Member, ...], Field(min_length=1, max_length=1024)]
+    members: Annotated[tuple[Member, ...], Field(min_length=1, max_length=MEMBERS_MAX)]
     path: Annotated[tuple[Hash, ...], Field(max_length=32)]
 
+    @property
+    def leaf(self) -> tuple[tuple[str, bytes], ...]:
+        """(client, offer digest) of the members: what the draw's Merkle tree and the group's transcript hold."""
+        return tuple((member.client, member.offer_digest) for member in self.members)
 
-class Roster(Message):
-    """Opens one group for one of its members, and names the stage that sums it."""
+
+class GroupMessage(Message):
+    """What a summing stage says to one member of a group; the answer goes to that stage."""
+
+    client: Name
+    stage: Name
+
+
+class Roster(GroupMessage):
+    """Opens one group for one of its members."""
 
     kind: ClassVar[Kind] = Kind.ROSTER
 
-    client: Name
     draw: Hash
     version: Version
     group: Group
     groups: GroupCount
-    stage: Name
+
+
+class Participants(GroupMessage):
+    """Names those whose shares arrived, and hands over what each other one of them sealed to this member.
+
+    `boxes` and `commitments` stand in the order of the roster, one per other participant; a box that is lost is empty.
+    """
+
+    kind: ClassVar[Kind] = Kind.PARTICIPANTS
+
+    transcript: Hash
+    participants: MemberSet
+    boxes: Annotated[tuple[Annotated[bytes, Field(max_length=SHARE_BOX_BYTES)], ...], Field(max_length=MEMBERS_MAX)]
+    commitments: Annotated[
+        tuple[Annotated[bytes, Field(max_length=COMMITMENTS_BYTES)], ...], Field(max_length=MEMBERS_MAX)
+    ]
+
+
+class Arrived(GroupMessage):
+    """Names those whose words arrived, for the member to agree to."""
+
+    kind: ClassVar[Kind] = Kind.ARRIVED
+
+    transcript: Hash
+    participants: MemberSet
+    arrived: MemberSet
+
+
+class Unmask(GroupMessage):
+    """Shows that enough members have agreed (their frames), and asks for this member's shares."""
+
+    kind: ClassVar[Kind] = Kind.UNMASK
+
+    transcript: Hash
+    agreements: Annotated[
+        tuple[Annotated[bytes, Field(max_length=OFFER_BYTES_MAX)], ...], Field(max_length=MEMBERS_MAX)
+    ]
 
 
 class GroupJob(Message):
@@ -210,6 +336,39 @@ class GroupJob(Message):
     version: Version
     groups: GroupCount
     members: Annotated[tuple[Group, ...], Field(min_length=1, max_length=1024)]
+
+
+class GroupEnd(Message):
+    """How a group ended, from the stage that summed it to the aggregator.
+
+    `unheard` members owed an answer at the end, `blamed` ones broke the protocol.
+    """
+
+    stage: Name
+    draw: Hash
+    group: GroupIndex
+    unheard: tuple[Name, ...]
+    blamed: tuple[Name, ...]
+
+
+class Sum(GroupEnd):
+    """One piece of a group's sum: words of the members `arrived`, without those `dropped`, added mod 2**b."""
+
+    kind: ClassVar[Kind] = Kind.SUM
+
+    arrived: tuple[Name, ...]
+    dropped: tuple[Name, ...]
+    part: Annotated[int, Field(ge=0, lt=PIECES_MAX)]
+    parts: Annotated[int, Field(ge=1, le=PIECES_MAX)]
+    body: PieceBytes
+
+
+class GivenUp(GroupEnd):
+    """A group ended without a sum."""
+
+    kind: ClassVar[Kind] = Kind.GIVEN_UP
+
+    reason: Annotated[str, Field(max_length=500)]
 
 
 # ── the model log ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -353,10 +512,18 @@ MESSAGE_TYPES: dict[Kind, type[Message]] = {
     for t in (
         Offer,
         Status,
+        Shares,
         Words,
+        Agreement,
+        Reveal,
         Task,
         Roster,
+        Participants,
+        Arrived,
+        Unmask,
         GroupJob,
+        Sum,
+        GivenUp,
         Piece,
         Mark,
         TermEntry,

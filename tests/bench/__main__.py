@@ -13,12 +13,16 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from deploy.brokers import BrokerKind, choose_broker
-from tests.bench import codec, robust
+from tests.bench import codec, masks, robust
 from tests.bench.measure import HotPath, Row, measure
 from tests.bench.report import missing, table, write_json
 from tests.bench.rounds import round_rows
 
-HOT_PATHS: dict[str, Callable[[], Iterable[HotPath]]] = {"robust": robust.hot_paths, "codec": codec.hot_paths}
+HOT_PATHS: dict[str, Callable[[], Iterable[HotPath]]] = {
+    "robust": robust.hot_paths,
+    "codec": codec.hot_paths,
+    "masks": masks.hot_paths,
+}
 """A module with hot paths of its own is added here."""
 
 ROUNDS = "rounds"

@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.aggregator.convergence import Evaluation
 from coordinator.aggregator.steering import Steering, Verdict, scheduled_rate
-from shared.plan import SteeringPlan
+from shared.plan_sections import SteeringPlan
 
 
 def evaluation(version: int, accuracy: float | None, loss: float = 1.0) -> Evaluation:

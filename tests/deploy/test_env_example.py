@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.settings import CoordinatorSettings
 from deploy.settings_cli import example
-from shared.plan import TrainingPlan
+from shared.plan_sections import TrainingPlan
 from shared.settings import ProcessSettings
 from worker.settings import WorkerSettings
 

@@ -9,7 +9,8 @@ import pytest
 
 from shared.codec.validation import validation_slots
 from shared.errors import PlanError
-from shared.plan import AggregationPlan, Plan, RoundPlan, decode_plan, make_plan
+from shared.plan import Plan, decode_plan, make_plan
+from shared.plan_sections import AggregationPlan, RoundPlan
 from shared.wire.messages import GROUPS_MAX, PLAN_BYTES_MAX
 from tests.builders import FEDERATION_ID, tiny_plan
 

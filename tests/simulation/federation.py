@@ -213,7 +213,7 @@ class FederationRun:
         transport = MemoryTransport(self.broker, inbox.put, name=f"p{self._sessions}")
         notes: list[Note] = []
         service = WorkerService(
-            Identity(members, "site-0", f"w-{self._sessions}", {c: self.keys.clients[c] for c in clients}),
+            Identity(members, "site-0", f"w-{self._sessions}", {c: self.keys.clients[c] for c in clients}, self.policy),
             {
                 client: ClientState(self.storages[client], client=client, federation=directory.federation_id)
                 for client in clients

@@ -1,0 +1,225 @@
+"""One summing stage: takes group jobs, runs the sums of their groups, hands the results over (sans-I/O).
+
+    event                      what is done
+    ─────────────────────────  ───────────────────────────────────────────────────────────────────────────────────────
+    DrawMade                   (in the coordinator's own process) its jobs are taken at once
+    JobArrived, draw open      once: its groups are queued; one that is delivered again is only settled with it
+    JobArrived, draw unknown   held: the log may be a moment behind
+    JobArrived, draw closed    settled and dropped
+    a queued group             opened, as long as all open groups together fit `OPEN_BYTES_MAX`
+    a member's reply           to the group whose transcript it names
+    a group ended              the result is told; a job whose groups have all ended is settled
+    draw closed                all forgotten; the jobs are settled
+
+Members must not spend an update on a draw that is closed, or about to be, as one of a session before is: only groups of
+the draw that is open, or that this process has just made, are summed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from coordinator.events import (
+    CoordinatorEffect,
+    DrawMade,
+    EntryAccepted,
+    Event,
+    GroupReplyArrived,
+    JobArrived,
+    Tick,
+)
+from coordinator.summing.group import GroupSetting, GroupSum
+from shared.effects import Publish, Receipt, Settle, note
+from shared.errors import RefusalReason, RemoteProtocolError
+from shared.modellog.entries import Sealer
+from shared.modellog.reader import LogReader
+from shared.plan import Plan
+from shared.rounds import ground_of, transcript_of
+from shared.transport.port import Outcome
+from shared.wire.framing import Opener
+from shared.wire.messages import ChangeEntry, DrawEntry, Group, GroupJob, GroupMessage, Offer, VoidEntry
+from shared.wire.topology import Names
+
+OPEN_BYTES_MAX = 192 << 20
+"""Words of all open groups together; one group is always allowed."""
+
+HELD_JOBS_MAX = 4096
+"""Jobs whose draw the log has not shown yet."""
+
+
+class SummingStage:
+    """The stage's part in the groups of one draw at a time."""
+
+    def __init__(self, stage_id: str, plan: Plan, log: LogReader, opener: Opener, seal: Sealer) -> None:
+        """
+        Args:
+            stage_id: names the queue that members answer to.
+            plan: the federation's plan.
+            log: this process's reader (read only here).
+            opener: opens the offers of a group.
+            seal: the coordinator's signature.
+        """
+        self._stage_id = stage_id
+        self._plan = plan
+        self._names = Names(plan.federation)
+        self._log = log
+        self._opener = opener
+        self._seal = seal
+        self._draw = b""
+        self._jobs: list[tuple[Receipt, set[int]]] = []
+        self._ended: set[int] = set()
+        self._held: deque[JobArrived] = deque()
+        self._known: set[int] = set()
+        self._queued: deque[tuple[GroupJob, Group]] = deque()
+        self._open: dict[bytes, GroupSum] = {}
+        self._open_bytes: dict[bytes, int] = {}
+
+    def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
+        """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
+        match event:
+            case DrawMade(entry=draw):
+                return tuple(self._begin(draw, now))
+            case EntryAccepted(accepted) if isinstance(accepted.entry, DrawEntry):
+                return tuple(self._begin(accepted.digest, now))
+            case EntryAccepted(accepted) if isinstance(accepted.entry, ChangeEntry | VoidEntry):
+                return tuple(self._end())
+            case JobArrived():
+                return tuple(self._on_job(event, now))
+            case GroupReplyArrived():
+                return tuple(self._on_reply(event, now))
+            case Tick():
+                return tuple(self._on_tick(now))
+            case _:
+                return ()
+
+    def forget(self) -> tuple[CoordinatorEffect, ...]:
+        """This process was away for too long: its jobs go back, since another stage may have taken them by now."""
+        return tuple(self._end(Outcome.PUT_BACK))
+
+    # ── draws and jobs ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, draw: bytes, now: float) -> Iterator[CoordinatorEffect]:
+        if draw == self._draw:
+            return
+        yield from self._end()
+        self._draw = draw
+        held, self._held = self._held, deque()
+        for event in held:
+            yield from self._on_job(event, now)
+
+    def _end(self, outcome: Outcome = Outcome.ACK) -> Iterator[CoordinatorEffect]:
+        for receipt, _ in self._jobs:
+            yield Settle(receipt, outcome)
+        self._jobs = []
+        self._known.clear()
+        self._ended.clear()
+        self._queued.clear()
+        self._open.clear()
+        self._open_bytes.clear()
+        self._draw = b""
+
+    def _on_job(self, event: JobArrived, now: float) -> Iterator[CoordinatorEffect]:
+        job = event.job
+        if job.draw == self._draw:
+            self._jobs.append((event.receipt, {group.index for group in job.members}))
+            self._queued.extend((job, group) for group in job.members if group.index not in self._known)
+            self._known.update(group.index for group in job.members)
+            yield from self._settle_jobs()
+            yield from self._open_groups(now)
+        elif self._may_come(job):
+            self._held.append(event)
+        else:
+            yield Settle(event.receipt)
+            yield note("job_dropped", "debug", version=job.version, reason="its draw is not open")
+
+    def _may_come(self, job: GroupJob) -> bool:
+        chain = self._log.chain
+        ahead = chain is None or job.version > chain.version or (job.version == chain.version and chain.draw is None)
+        return ahead and not self._draw and len(self._held) < HELD_JOBS_MAX
+
+    def _open_groups(self, now: float) -> Iterator[CoordinatorEffect]:
+        assert self._log.chain is not None
+        while self._queued:
+            job, group = self._queued[0]
+            form = self._plan.sum_format(len(group.members), self._log.chain.clipping_norm)
+            size = len(group.members) * (form.length * form.word_type.itemsize + self._plan.positions_bytes)
+            if self._open and sum(self._open_bytes.values()) + size > OPEN_BYTES_MAX:
+                return
+            self._queued.popleft()
+            try:
+                setting = self._setting(job, group)
+            except RemoteProtocolError as error:
+                yield note("refused", "error", sender="coordinator", reason=error.reason, what="group job")
+                self._ended.add(group.index)
+                continue
+            opened = GroupSum(setting)
+            self._open[setting.transcript], self._open_bytes[setting.transcript] = opened, size
+            yield from opened.start(now)
+
+    def _setting(self, job: GroupJob, group: Group) -> GroupSetting:
+        assert self._log.chain is not None
+        plan, members = self._plan, len(group.members)
+        ground = ground_of(self._log)
+        return GroupSetting(
+            draw=job.draw,
+            version=job.version,
+            groups=job.groups,
+            group=group,
+            stage=self._stage_id,
+            form=plan.sum_format(members, self._log.chain.clipping_norm),
+            transcript=transcript_of(ground, job.draw, job.version, group),
+            threshold=plan.threshold(members),
+            floor=plan.summed_floor(members) if plan.group_size > 1 else 1,
+            masking_keys=tuple(self._masking_keys(group)),
+            step_s=plan.round.group_step_s,
+            address=self._address(group),
+            positions_bytes=plan.positions_bytes,
+        )
+
+    def _masking_keys(self, group: Group) -> Iterator[bytes]:
+        for member in group.members if self._plan.group_size > 1 else ():
+            offer = self._opener.open(member.offer).message
+            if not isinstance(offer, Offer) or offer.keys is None:
+                raise RemoteProtocolError(RefusalReason.MALFORMED, f"no offer with keys of {member.client}")
+            yield offer.keys.masking
+
+    def _address(self, group: Group) -> Callable[[int, GroupMessage], Publish]:
+        names = self._names
+        keys = [names.talk(member.site, member.worker) for member in group.members]
+
+        def publish(place: int, message: GroupMessage) -> Publish:
+            return Publish(names.down, keys[place], self._seal(message), persistent=False)
+
+        return publish
+
+    # ── groups ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_reply(self, event: GroupReplyArrived, now: float) -> Iterator[CoordinatorEffect]:
+        transcript = event.message.transcript
+        opened = self._open.get(transcript)
+        if opened is None:
+            what = f"{type(event.message).__name__.lower()} for a group that is not open"
+            yield note("refused", "warning", sender=event.client, reason=RefusalReason.LATE, what=what)
+            return
+        yield from opened.handle(event, now)
+        yield from self._close_if_ended(transcript, opened, now)
+
+    def _on_tick(self, now: float) -> Iterator[CoordinatorEffect]:
+        for transcript, opened in list(self._open.items()):
+            yield from opened.tick(now)
+            yield from self._close_if_ended(transcript, opened, now)
+
+    def _close_if_ended(self, transcript: bytes, opened: GroupSum, now: float) -> Iterator[CoordinatorEffect]:
+        if opened.ended:
+            del self._open[transcript], self._open_bytes[transcript]
+            self._ended.add(opened.index)
+            yield from self._settle_jobs()
+            yield from self._open_groups(now)
+
+    def _settle_jobs(self) -> Iterator[CoordinatorEffect]:
+        """Results leave before this: they are published, and confirmed, before a job is settled."""
+        for receipt, groups in self._jobs:
+            if groups <= self._ended:
+                yield Settle(receipt)
+        self._jobs = [(receipt, groups) for receipt, groups in self._jobs if not groups <= self._ended]
