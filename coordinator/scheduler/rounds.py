@@ -30,11 +30,7 @@ their turn comes.
 
 from __future__ import annotations
 
-import hashlib
-import math
-import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from coordinator.events import (
     ClientLost,
@@ -53,6 +49,7 @@ from coordinator.events import (
     TookOffice,
 )
 from coordinator.log_writer import LogWriter
+from coordinator.scheduler.attempt import Round, choose_cohort, next_deadline_s
 from coordinator.scheduler.clients import Roll
 from coordinator.scheduler.draw import Draw, make_draw
 from coordinator.scheduler.pool import Pool, WaitingOffer, is_ahead, refusal_of
@@ -73,26 +70,8 @@ from shared.wire.messages import (
 )
 from shared.wire.topology import Names
 
-DEADLINE_MEDIANS = 3.0
-"""A round's deadline is at least this many times the median offer time of the round before."""
-
 VOID_DRAWS_ALARM = 3
 """So many void draws of one version raise an alarm: groups fail, or the coordinator draws until it likes them."""
-
-ROUNDING = 1e-9
-
-
-@dataclass(slots=True)
-class Round:
-    """One attempt at a version."""
-
-    version: int
-    started_at: float
-    deadline: float
-    cohort: set[str]
-    offer_times: list[float] = field(default_factory=list)
-    quorum_at: float | None = None
-    said_waiting: bool = False
 
 
 class Scheduler:
@@ -283,7 +262,7 @@ class Scheduler:
         chain, current = self._chain(), self._round
         if chain is None or current is None or chain.draw is not None:
             return
-        current.started_at, current.deadline, current.quorum_at = now, now + self._deadline_s, None
+        current.restart(now, self._deadline_s)
         current.said_waiting = False
         current.offer_times.clear()
         if not self._gathering:
@@ -304,9 +283,7 @@ class Scheduler:
     def _open_round(self, now: float) -> Iterator[CoordinatorEffect]:
         chain = self._chain()
         assert chain is not None
-        if self._round is not None and len(self._round.offer_times) > 0:
-            usual = DEADLINE_MEDIANS * statistics.median(self._round.offer_times)
-            self._deadline_s = max(self._plan.round.round_deadline_s, usual)
+        self._deadline_s = next_deadline_s(self._plan.round, self._round, self._deadline_s)
         self._draw = None
         self._round = Round(chain.version, now, now + self._deadline_s, set(self._roll.live))
         if not self._gathering:
@@ -314,12 +291,9 @@ class Scheduler:
 
     def _choose_cohort(self, current: Round, chain: ChainState) -> Iterator[Publish]:
         """Every live client, whose task is the log's entry, or `cohort_size` of them, who are told."""
-        current.cohort = set(self._roll.live)
-        if self._plan.round.cohort_size is None or self._finished(chain):
-            return
-        ranked = sorted(current.cohort, key=lambda client: hashlib.sha256(chain.head + client.encode()).digest())
-        current.cohort = set(ranked[: self._plan.round.cohort_size])
-        for client in sorted(current.cohort):
+        size = None if self._finished(chain) else self._plan.round.cohort_size
+        current.cohort = choose_cohort(self._roll.live, size, chain)
+        for client in sorted(current.cohort) if size is not None else ():
             yield self._task(client, chain)
 
     def _task(self, client: str, chain: ChainState) -> Publish:
@@ -353,7 +327,8 @@ class Scheduler:
             yield from self._lose(sorted(missing))
             missing = set()
         if len(self._pool) >= self._plan.min_offers:
-            if not missing or self._grace_is_over(current, len(expected) - len(missing), len(expected), now):
+            offered = len(expected) - len(missing)
+            if not missing or current.is_grace_over(self._plan.round, offered, len(expected), now):
                 yield from self._make_draw(chain)
         elif now >= current.deadline:
             yield from self._say_waiting(current, self._plan.min_offers)
@@ -366,18 +341,10 @@ class Scheduler:
         awaited = 0 if late and chain.version > 0 else self._plan.round.min_clients
         if len(self._roll.live) >= self._plan.min_offers and self._roll.arrived >= awaited:
             self._gathering = False
-            current.started_at, current.deadline, current.quorum_at = now, now + self._deadline_s, None
+            current.restart(now, self._deadline_s)
             yield from self._choose_cohort(current, chain)
         elif late:
             yield from self._say_waiting(current, max(awaited, self._plan.min_offers))
-
-    def _grace_is_over(self, current: Round, offered: int, expected: int, now: float) -> bool:
-        # 0.14 of 50 are 7, although the product is a little above it.
-        if offered < math.ceil(self._plan.round.offer_quorum * expected - ROUNDING):
-            return False
-        if current.quorum_at is None:
-            current.quorum_at = now
-        return now - current.quorum_at >= self._plan.round.straggler_grace_s
 
     def _make_draw(self, chain: ChainState) -> Iterator[CoordinatorEffect]:
         sites = {client: entry.site for client, entry in self._log.directory.clients.items()}

@@ -1,0 +1,57 @@
+"""One attempt at a version: who is expected to offer, since when, and for how long they are waited for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from shared.modellog.chain import ChainState
+from shared.plan_sections import RoundPlan
+
+DEADLINE_MEDIANS = 3.0
+"""A round's deadline is at least this many times the median offer time of the round before."""
+
+ROUNDING = 1e-9
+
+
+@dataclass(slots=True)
+class Round:
+    """One attempt at a version. Times are in seconds on the coordinator's clock."""
+
+    version: int
+    started_at: float
+    deadline: float
+    cohort: set[str]
+    offer_times: list[float] = field(default_factory=list)
+    quorum_at: float | None = None
+    said_waiting: bool = False
+
+    def restart(self, now: float, deadline_s: float) -> None:
+        """Begin to wait anew."""
+        self.started_at, self.deadline, self.quorum_at = now, now + deadline_s, None
+
+    def is_grace_over(self, plan: RoundPlan, offered: int, expected: int, now: float) -> bool:
+        """Whether enough of those expected have offered, and the others have had their grace."""
+        # 0.14 of 50 are 7, although the product is a little above it.
+        if offered < math.ceil(plan.offer_quorum * expected - ROUNDING):
+            return False
+        if self.quorum_at is None:
+            self.quorum_at = now
+        return now - self.quorum_at >= plan.straggler_grace_s
+
+
+def next_deadline_s(plan: RoundPlan, before: Round | None, deadline_s: float) -> float:
+    """How long the next round may take, by how long offers took in the one before; `deadline_s` if there were none."""
+    if before is None or not before.offer_times:
+        return deadline_s
+    return max(plan.round_deadline_s, DEADLINE_MEDIANS * statistics.median(before.offer_times))
+
+
+def choose_cohort(live: Collection[str], size: int | None, chain: ChainState) -> set[str]:
+    """All live clients, or `size` of them, chosen by the hash of the log's head."""
+    if size is None:
+        return set(live)
+    return set(sorted(live, key=lambda client: hashlib.sha256(chain.head + client.encode()).digest())[:size])
