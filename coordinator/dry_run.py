@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import safetensors.torch
 
+from coordinator import sample_messages as samples
 from coordinator.aggregator.server_step import ServerOptimizer
 from coordinator.scheduler.clients import SILENT_INTERVALS
 from shared.attack_odds import odds_table
@@ -26,24 +26,14 @@ from shared.wire.framing import pack_batches, seal
 from shared.wire.messages import (
     INLINE_BYTES_MAX,
     PIECE_BYTES_MAX,
-    ChangeEntry,
     Entry,
     Message,
-    Offer,
     Piece,
-    RunState,
-    SnapshotEntry,
-    Words,
 )
 from shared.wire.topology import Names, log_queue
 
-Where = Literal["round", "listed", "all"]
 FLOAT_BYTES = 4
-HASH = bytes(32)
 SENDER = "client-001"
-LARGE = (1 << 31) - 1
-"""Stands for a counter that has risen: small numbers are encoded shorter."""
-
 COORDINATOR_MODELS = 5
 """The present weights, the next ones, the evaluated ones; the model that evaluates and the one that goes to files. One
 more where steering watches the clients: the version that they measured."""
@@ -70,11 +60,11 @@ DIRECTORY_CLIENT_BYTES = 105
 class DryRun:
     """The figures of one plan. Bytes are those of messages, without AMQP and TCP; durations are seconds.
 
-    `update_bytes_up` is all that one client sends for one counted update: offer and words. `run_bytes_log` leaves out
-    draws, which are small. `validation_slots` of an update's words say what the client measured of the model it
-    received; one with fewer than `validation_records_min` records measures nothing. `attack_odds` says, by the number
-    of attackers, how likely more than `trim` groups are attacked. `warnings` are sentences about what will hardly
-    work.
+    `update_bytes_up` is all that one client sends for one counted update: offer, words, and what a group of `members`
+    takes beside them (`group_bytes`); `threshold` of these must answer. `run_bytes_log` leaves out draws, which are
+    small. `validation_slots` of an update's words say what the client measured of the model it received; one with
+    fewer than `validation_records_min` records measures nothing. `attack_odds` says, by the number of attackers, how
+    likely more than `trim` groups are attacked. `warnings` are sentences about what will hardly work.
     """
 
     clients: int
@@ -87,6 +77,7 @@ class DryRun:
     clipping_norm: float
     update_bytes_up: int
     offer_bytes: int
+    group_bytes: int
     dense_bytes_up: int
     change_bytes_down: int
     snapshot_bytes_down: int
@@ -98,6 +89,8 @@ class DryRun:
     worker_memory_bytes: int
     seat_memory_bytes: int
     groups: int
+    members: int
+    threshold: int
     quorum: int
     min_offers: int
     attack_odds: dict[str, float]
@@ -120,7 +113,8 @@ def foresee(plan: Plan, clients: int) -> DryRun:
     """
     plan.check_clients(clients)
     drawn = min(clients, plan.round.cohort_size or clients)
-    groups = len(cut_groups(drawn, plan.group_size))
+    cut = cut_groups(drawn, plan.group_size)
+    groups, members = len(cut), max(len(group) for group in cut)
     model_bytes = FLOAT_BYTES * plan.dimension
     sent, server_vectors = plan.coordinate_count, _server_vectors(plan)
     own = plan.codec.selection == "top_k"
@@ -133,12 +127,13 @@ def foresee(plan: Plan, clients: int) -> DryRun:
     share, watched = plan.evaluation.client_share, int(plan.steering.watch == "clients")
     words_bytes = plan.sum_format(plan.members_max, plan.codec.clipping_norm).length * plan.bits // 8
     words_bytes += plan.positions_bytes
-    offer_bytes = _message_bytes(_offer(), plan)
-    update_bytes = offer_bytes + _cut_bytes(words_bytes, _words, plan)
-    where: Where = "listed" if listed else "all" if changed == plan.dimension or own else "round"
-    change_bytes = _entry_bytes(_change(plan, groups, where), changed_bytes, plan)
+    offer_bytes = _message_bytes(samples.offer(plan), plan)
+    group_bytes = sum(_message_bytes(message, plan) for message in samples.group_replies(plan, members))
+    update_bytes = offer_bytes + group_bytes + _cut_bytes(words_bytes, samples.words(members), plan)
+    where: samples.Where = "listed" if listed else "all" if changed == plan.dimension or own else "round"
+    change_bytes = _entry_bytes(samples.change(plan, groups, where), changed_bytes, plan)
     directory_bytes = DIRECTORY_BYTES + clients * DIRECTORY_CLIENT_BYTES
-    snapshot_bytes = _entry_bytes(_snapshot(plan), model_bytes, plan)
+    snapshot_bytes = _entry_bytes(samples.snapshot(plan), model_bytes, plan)
     snapshot_bytes += _cut_bytes(directory_bytes, lambda body: Piece(body=body), plan)
     means = 1 if plan.aggregation.rule == "mean" else groups
     stream = log_queue(Names(plan.federation), model_bytes).arguments["x-max-length-bytes"]
@@ -153,6 +148,7 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         clipping_norm=plan.codec.clipping_norm,
         update_bytes_up=update_bytes,
         offer_bytes=offer_bytes,
+        group_bytes=group_bytes,
         dense_bytes_up=model_bytes,
         change_bytes_down=change_bytes,
         snapshot_bytes_down=snapshot_bytes,
@@ -166,6 +162,8 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         worker_memory_bytes=(WORKER_MODELS + TRAINING_MODELS) * model_bytes,
         seat_memory_bytes=(2 if own else 1) * model_bytes + words_bytes,
         groups=groups,
+        members=members,
+        threshold=plan.threshold(members),
         quorum=plan.quorum_of(groups),
         min_offers=plan.min_offers,
         attack_odds=odds_table(drawn, plan.group_size, plan.aggregation.trim),
@@ -234,47 +232,6 @@ def _entry_bytes(entry: Entry, body_bytes: int, plan: Plan) -> int:
     """Bytes of an entry and its body, inline or in pieces."""
     if body_bytes <= INLINE_BYTES_MAX:
         return _message_bytes(entry.model_copy(update={"body": bytes(body_bytes)}), plan)
-    pieces = (HASH,) * -(-body_bytes // PIECE_BYTES_MAX)
+    pieces = (bytes(32),) * -(-body_bytes // PIECE_BYTES_MAX)
     manifest = _message_bytes(entry.model_copy(update={"pieces": pieces}), plan)
     return manifest + _cut_bytes(body_bytes, lambda body: Piece(body=body), plan)
-
-
-def _offer() -> Offer:
-    return Offer(
-        attempt=0, trained_version=LARGE, trained_head=HASH, counter=LARGE, nonce=bytes(16), worker="w" + "0" * 12
-    )
-
-
-def _words(body: bytes) -> Words:
-    return Words(transcript=HASH, participants=b"\0", part=0, parts=1, body=body)
-
-
-def _change(plan: Plan, groups: int, coordinates: Where) -> ChangeEntry:
-    return ChangeEntry(
-        parent=HASH,
-        term=1,
-        version=plan.round.rounds,
-        draw=HASH,
-        groups=tuple(range(groups)),
-        weights_sha256=HASH,
-        clipping_norm=plan.codec.clipping_norm,
-        coordinates=coordinates,
-    )
-
-
-def _snapshot(plan: Plan) -> SnapshotEntry:
-    return SnapshotEntry(
-        parent=HASH,
-        term=1,
-        version=plan.round.rounds,
-        version_head=HASH,
-        attempt=0,
-        weights_sha256=HASH,
-        clipping_norm=plan.codec.clipping_norm,
-        plan=plan.encode(),
-        directory_number=1,
-        directory_digest=HASH,
-        directory=(HASH,),
-        run=RunState.RUNNING,
-        controlled_us=0,
-    )

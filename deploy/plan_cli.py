@@ -93,8 +93,9 @@ def _rows(made: Plan, run: DryRun) -> list[tuple[str, str]]:
         ("evaluation", _evaluation(made, run)),
         (
             "per update up",
-            f"{size_text(run.update_bytes_up)}, of these {run.offer_bytes} B for the offer; "
-            f"float32 and dense {size_text(run.dense_bytes_up)}: {fewer:.1f} times fewer",
+            f"{size_text(run.update_bytes_up)}, of these {run.offer_bytes} B for the offer"
+            + (f" and {size_text(run.group_bytes)} for the group; " if run.group_bytes else "; ")
+            + f"float32 and dense {size_text(run.dense_bytes_up)}: {fewer:.1f} times fewer",
         ),
         ("per version down", f"{size_text(run.change_bytes_down)} for each worker process"),
         ("to join", f"a snapshot of {size_text(run.snapshot_bytes_down)}"),
@@ -109,7 +110,8 @@ def _rows(made: Plan, run: DryRun) -> list[tuple[str, str]]:
             f"about {size_text(run.worker_memory_bytes)} of vectors, and {size_text(run.seat_memory_bytes)} per client",
         ),
         ("rule", f"{rule.rule}, trim {rule.trim}, gates {'on' if rule.gates else 'off'}"),
-        ("groups", f"{run.groups} of {made.group_size} or more members; {run.quorum} sums make a step"),
+        ("groups", f"{run.groups} of up to {run.members} members; {run.quorum} sums make a step"),
+        ("in a group", _in_a_group(made, run)),
         (
             f"more than {rule.trim} attacked",
             "; ".join(f"{float(odd):.1%} with {attackers} attackers" for attackers, odd in odds.items()),
@@ -120,6 +122,16 @@ def _rows(made: Plan, run: DryRun) -> list[tuple[str, str]]:
             f"a client is lost after {run.client_silent_s:g} s of silence",
         ),
     ]
+
+
+def _in_a_group(made: Plan, run: DryRun) -> str:
+    if made.group_size == 1:
+        return "nothing is masked: the coordinator sees every update"
+    return (
+        f"{run.threshold} of {run.members} must answer, so {run.members - run.threshold} may be lost; "
+        f"{made.max_colluders} may side with the coordinator; no sum of fewer than "
+        f"{made.summed_floor(run.members)} updates is opened"
+    )
 
 
 def _evaluation(made: Plan, run: DryRun) -> str:
