@@ -6,13 +6,16 @@ letters; `run` delivers them in order, as long as `passes` lets them through. Ti
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 from coordinator.events import (
     CoordinatorEffect,
@@ -24,15 +27,17 @@ from coordinator.events import (
     Tell,
     Tick,
 )
+from coordinator.summing import secure_sum
 from coordinator.summing.stage import SummingStage
 from shared.codec.quantize import SumFormat
-from shared.crypto import merkle
+from shared.crypto import keys, merkle
 from shared.crypto.draw import group_leaf
 from shared.effects import Note, Publish, Receipt
 from shared.rounds import ground_of, transcript_of
 from shared.wire.framing import Opened
 from shared.wire.messages import DrawEntry, Group, GroupJob, GroupMessage, Member, Message, Offer
 from tests.builders import LogBook, make_delivery, make_federation, tiny_plan
+from worker import dealing
 from worker.events import SpendUpdate, WorkerEffect
 from worker.member import GroupMember
 from worker.policy import Policy
@@ -42,6 +47,15 @@ from worker.stored_update import StoredUpdate, TaskId, UpdateId, UpdateMeta
 from worker.update import PreparedUpdate, prepare_words
 
 D = 8
+
+
+@contextmanager
+def remembered_agreements() -> Iterator[None]:
+    """Makes groups of the same offers cheap: X25519 is a pure function, and is computed once for the same keys."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dealing, "agree", functools.cache(keys.agree))
+        patch.setattr(secure_sum, "agree", functools.cache(keys.agree))
+        yield
 
 
 def entropy_of(*seed: object) -> Callable[[int], bytes]:
@@ -59,12 +73,13 @@ def entropy_of(*seed: object) -> Callable[[int], bytes]:
 
 @dataclass(frozen=True)
 class Letter:
-    """One message on its way: to a member's client, or from one to the stage (`to` is empty)."""
+    """One message on its way: to a member's client, or from one to the stage (`to` is empty; `stage` names it)."""
 
     sender: str
     to: str
     message: Message
     frame: bytes
+    stage: str = ""
 
 
 class Party:
@@ -88,7 +103,7 @@ class Party:
             Seat(client, "site-0", f"w-{client}", lambda message: federation.seal_as(client, message)),
             federation.names,
             circle.book.reader,
-            federation.opener(),
+            circle.opener,
             policy,
             rounding=np.random.default_rng([circle.seed, *client.encode()]),
             encode=self._encode,
@@ -126,8 +141,9 @@ class Party:
         letters: list[Letter] = []
         for effect in list(effects):
             match effect:
-                case Publish(frame=frame):
-                    letters.append(Letter(self.client, "", self.circle.open(frame).message, frame))
+                case Publish(routing_key=key, frame=frame):
+                    stage = key.split(".")[-2]
+                    letters.append(Letter(self.client, "", self.circle.open(frame).message, frame, stage))
                 case SpendUpdate(update_id):
                     self.spent.append(update_id)
                     letters += self._post(self.machine.spent())
@@ -161,6 +177,7 @@ class Circle:
     ) -> None:
         self.seed = seed
         self.federation = make_federation(members)
+        self.opener = self.federation.opener()
         fields: dict[str, Any] = {
             "codec": {"selection": "dense", "density": 1.0, "bits": 32},
             "round": {"rounds": 50, "group_step_s": step_s},
@@ -170,13 +187,24 @@ class Circle:
         self.book = LogBook(self.federation, self.plan)
         self.book.snapshot()
         rng = np.random.default_rng(seed)
-        values = rng.normal(0, 0.1, (members, D)) if updates is None else updates
+        self.values = rng.normal(0, 0.1, (members, D)) if updates is None else updates
         self.clients = tuple(sorted(self.federation.clients))
-        demands = policy or Policy(min_summed=2, min_members=2, max_colluders=max_colluders)
+        self.demands = policy or Policy(min_summed=2, min_members=2, max_colluders=max_colluders)
+        self.group = self.draw(self._gather())
+        self._set_out()
+
+    def again(self) -> None:
+        """Back to before the job, with the same offers: nothing was said, and no update is spent."""
+        assert [member.offer for member in self.group.members] == self._gather()
+        self._set_out()
+
+    def _gather(self) -> list[bytes]:
         self.parties = {
-            client: Party(self, client, values[number], demands) for number, client in enumerate(self.clients)
+            client: Party(self, client, self.values[number], self.demands) for number, client in enumerate(self.clients)
         }
-        self.group = self.draw([self.parties[client].offer() for client in self.clients])
+        return [self.parties[client].offer() for client in self.clients]
+
+    def _set_out(self) -> None:
         self.post: deque[Letter] = deque()
         self.results: list[GroupSummed | GroupGivenUp] = []
         self.notes: list[Note] = []
@@ -198,11 +226,11 @@ class Circle:
         return group
 
     def open(self, frame: bytes) -> Opened:
-        return self.federation.opener().open(frame)
+        return self.opener.open(frame)
 
     def new_stage(self, name: str) -> SummingStage:
         """A stage that knows the draw but has no job yet."""
-        stage = SummingStage(name, self.plan, self.book.reader, self.federation.opener(), self.federation.seal)
+        stage = SummingStage(name, self.plan, self.book.reader, self.opener, self.federation.seal)
         stage.handle(DrawMade(self.entry.digest, self.book.chain.version, 1, self.clients), 0.0)
         return stage
 
@@ -247,6 +275,19 @@ class Circle:
                 self.post.extend(self.parties[letter.to].take(letter.message))
             else:
                 self.drive(self.stage.handle(GroupReplyArrived(letter.sender, letter.message, letter.frame), now))
+
+    def finish(
+        self, passes: Callable[[Letter], bool] = lambda _: True, until: float = 60.0
+    ) -> GroupSummed | GroupGivenUp:
+        """Run, and let time pass, until the group has ended; returns how."""
+        now = 0.0
+        self.run(passes, now)
+        while not self.results and now < until:
+            now += 1.0
+            self.tick(now)
+            self.run(passes, now)
+        (result,) = self.results
+        return result
 
     def tick(self, now: float) -> None:
         """Let the stage know the time."""
