@@ -39,6 +39,10 @@ REPEAT_S = 2.0
 """A member that has not answered is sent the last message again after this time."""
 
 
+_BREACHES = {RefusalReason.WRONG_SIZE, RefusalReason.OUT_OF_RANGE, RefusalReason.MALFORMED, RefusalReason.BAD_SEAL}
+"""No honest member's message is refused for these, whatever another stage has asked it before."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSetting:
     """What is fixed for one group. `masking_keys` are the members' public ones, empty in a group of one.
@@ -70,7 +74,9 @@ class GroupSum:
         self._setting = setting
         self._clients = tuple(member.client for member in setting.group.members)
         self._places = {client: place for place, client in enumerate(self._clients)}
-        self._heard = Heard(len(self._clients), setting.form, setting.transcript, setting.positions_bytes)
+        self._heard = Heard(
+            len(self._clients), setting.form, setting.transcript, setting.floor, setting.positions_bytes
+        )
         self._participants: frozenset[int] = frozenset()
         self._arrived: frozenset[int] = frozenset()
         self._blamed: set[int] = set()
@@ -105,6 +111,8 @@ class GroupSum:
                 raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, "not a member of this group")
             yield from self._take(place, reply, now)
         except RemoteProtocolError as error:
+            if place is not None and error.reason in _BREACHES:
+                self._blamed.add(place)
             if error.reason is RefusalReason.DUPLICATE:
                 yield note("repeated", "debug", client=reply.client, what=type(reply.message).__name__.lower())
             else:

@@ -32,7 +32,9 @@ class MaskedWords:
 class Heard:
     """The members' messages by their places in the roster."""
 
-    def __init__(self, members: int, form: SumFormat, transcript: bytes, positions_bytes: int = 0) -> None:
+    def __init__(self, members: int, form: SumFormat, transcript: bytes, floor: int, positions_bytes: int = 0) -> None:
+        """`floor`: fewest members that an honest one lets itself be summed with, itself included."""
+        self._floor = floor
         self._size = form.length * form.word_type.itemsize + positions_bytes
         self._members = members
         self._form = form
@@ -60,14 +62,13 @@ class Heard:
         """Take one piece of a member's words.
 
         Raises:
-            RemoteProtocolError: of another size, said before, or masked over a set without the member or over two sets.
+            RemoteProtocolError: of another size, said before, or masked over a set that cannot be or over two sets.
         """
         # Before anything is kept: memory is taken for a vector that can be one.
         check_piece(self._size, words.part, words.parts, len(words.body))
         coming = self.words.get(place)
         if coming is None:
-            if place not in decode_members(words.participants, self._members):
-                raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, "masked over participants without itself")
+            self._check_bound(place, words.participants)
             coming = self.words[place] = MaskedWords(words.participants, PieceCollector(self._size))
         if words.participants != coming.participants:
             raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, "masked over two sets of participants")
@@ -80,9 +81,17 @@ class Heard:
         """
         _once(place, self.agreements)
         participants = decode_members(agreement.participants, self._members)
-        if not decode_members(agreement.arrived, self._members) <= participants:
+        if not self._check_bound(place, agreement.arrived) <= participants:
             raise RemoteProtocolError(RefusalReason.MALFORMED, "who arrived is not among the participants")
         self.agreements[place] = ((agreement.participants, agreement.arrived), frame)
+
+    def _check_bound(self, place: int, named: bytes) -> frozenset[int]:
+        """The members that one says to be bound to. Sets that honest members refuse must not be taken for a choice
+        that another stage has made before."""
+        bound = decode_members(named, self._members)
+        if place not in bound or len(bound) < self._floor:
+            raise RemoteProtocolError(RefusalReason.MALFORMED, "bound to a set without itself, or to too few members")
+        return bound
 
     def take_reveal(self, place: int, reveal: Reveal, dealers: Sequence[int], arrived: Collection[int]) -> bool:
         """Take a member's shares of one secret of each dealer: its self mask if it is among `arrived`, or its key.
