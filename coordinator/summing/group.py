@@ -40,7 +40,7 @@ REPEAT_S = 2.0
 
 
 _BREACHES = {RefusalReason.WRONG_SIZE, RefusalReason.OUT_OF_RANGE, RefusalReason.MALFORMED, RefusalReason.BAD_SEAL}
-"""No honest member's message is refused for these, whatever another stage has asked it before."""
+"""No honest member's message is refused for these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,7 @@ class GroupSum:
         self._participants: frozenset[int] = frozenset()
         self._arrived: frozenset[int] = frozenset()
         self._blamed: set[int] = set()
+        self._taken_over = False
         self._asked: set[int] = set()
         self._deadline = 0.0
         self._repeat_at = 0.0
@@ -111,7 +112,7 @@ class GroupSum:
                 raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, "not a member of this group")
             yield from self._take(place, reply, now)
         except RemoteProtocolError as error:
-            if place is not None and error.reason in _BREACHES:
+            if place is not None and self._is_breach(error.reason):
                 self._blamed.add(place)
             if error.reason is RefusalReason.DUPLICATE:
                 yield note("repeated", "debug", client=reply.client, what=type(reply.message).__name__.lower())
@@ -120,6 +121,14 @@ class GroupSum:
                 detail = error.detail
                 yield note("refused", "warning", sender=reply.client, reason=error.reason, what=what, detail=detail)
         yield from self._go_on(now)
+
+    def _is_breach(self, reason: RefusalReason) -> bool:
+        """Whether a message that is refused for this shows that its sender is dishonest.
+
+        In a group that another stage began, a share that is not the one we were told of may be the one which its
+        dealer told the other stage of: it is not used, and nobody is named.
+        """
+        return reason in _BREACHES and not (reason is RefusalReason.BAD_SEAL and self._taken_over)
 
     def tick(self, now: float) -> Iterator[CoordinatorEffect]:
         """Time has passed: go on without who is late, ask again, or give up."""
@@ -159,8 +168,7 @@ class GroupSum:
             whole = self._heard.take_reveal(place, reveal, sorted(self._participants), self._arrived)
         except RemoteProtocolError as error:
             if error.reason is not RefusalReason.DUPLICATE:
-                # Named, and replaced by the next members who have agreed.
-                self._blamed.add(place)
+                # Replaced by the next members who have agreed.
                 yield from self._ask(self._silent())
             raise
         if not whole:
@@ -193,7 +201,7 @@ class GroupSum:
         if len(chosen) < self._setting.floor:
             yield self._give_up(f"shares of {len(chosen)} members, {self._setting.floor} needed")
             return
-        self._participants = chosen
+        self._participants, self._taken_over = chosen, bool(claim)
         heard.drop_other_words(self._named_participants)
         self._move(GroupStep.DEALT, GroupState.WORDS, now)
         yield from self._ask(self._silent())
@@ -231,9 +239,10 @@ class GroupSum:
 
     def _open(self, now: float) -> Iterator[CoordinatorEffect]:
         needed, revealed = self._setting.threshold, self._heard.revealed
-        if any(len(revealed.get(dealer, ())) < needed for dealer in self._participants):
+        fewest = min(len(revealed.get(dealer, ())) for dealer in self._participants)
+        if fewest < needed:
             if now >= self._deadline:
-                yield self._give_up(f"shares of {len(self._heard.reveals - self._blamed)} members, {needed} needed")
+                yield self._give_up(f"{fewest} shares of a member's secret, {needed} needed")
             return
         self_seeds: dict[int, bytes] = {}
         masking_seeds: dict[int, bytes] = {}
