@@ -7,220 +7,24 @@ member can always send words that are not its update's, which is what the rule a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import pytest
 
 from coordinator.events import GroupGivenUp, GroupSummed
 from shared.crypto.commitments import COMMITMENT_BYTES, NO_SHARE, seed_commitment
-from shared.crypto.sealing import seal
 from shared.crypto.shamir import SHARE_BYTES
 from shared.wire.membership import encode_members
 from shared.wire.messages import (
     SHARE_BOX_BYTES,
     Agreement,
-    GroupMessage,
     Message,
     Reveal,
     Shares,
     Words,
 )
-from tests.protocol.circle import Circle, Letter, Party
-from worker import dealing
-from worker.dealing import Ring, deal
-from worker.member import Session
-
-BAD = "client-1"
-PLACE = 1
-
-Lie = Callable[[Party, Message], Iterable[Message]]
-"""What a dishonest member sends instead of the message that it owes."""
-
-
-def corrupt(circle: Circle, lie: Lie, client: str = BAD) -> None:
-    """Make one member dishonest."""
-    party = circle.parties[client]
-    honest = party.take
-
-    def take(message: GroupMessage) -> list[Letter]:
-        return [
-            Letter(client, "", said, circle.federation.seal_as(client, said), letter.stage)
-            for letter in honest(message)
-            for said in lie(party, letter.message)
-        ]
-
-    party.take = take  # type: ignore[method-assign]
-
-
-def instead(kind: type[Message], change: Callable[[Any], Iterable[Message]]) -> Lie:
-    """Lie in messages of one kind only."""
-    return lambda _, message: change(message) if isinstance(message, kind) else (message,)
-
-
-def run(circle: Circle, lost: dict[str, type[Message]] | None = None) -> GroupSummed | GroupGivenUp:
-    """Run the group to its end; nothing passes of clients in `lost` from the first message of that kind on."""
-    gone: set[str] = set()
-
-    def passes(letter: Letter) -> bool:
-        client = letter.to or letter.sender
-        if lost and client in lost and isinstance(letter.message, lost[client]):
-            gone.add(client)
-        return client not in gone
-
-    circle.start()
-    return circle.finish(passes)
-
-
-def assert_sum(circle: Circle, result: GroupSummed | GroupGivenUp, arrived: Iterable[str]) -> None:
-    assert isinstance(result, GroupSummed), result
-    assert result.arrived == tuple(arrived)
-    np.testing.assert_array_equal(result.words, circle.plain_sum(result.arrived))
-
-
-def others(circle: Circle) -> tuple[str, ...]:
-    return tuple(client for client in circle.clients if client != BAD)
-
-
-def session_of(party: Party) -> Session:
-    session = party.machine._session
-    assert session is not None
-    return session
-
-
-# ── dealers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def spoil_boxes(*receivers: int) -> Lie:
-    """Seal rubbish to these places; the hashes are those of the shares that it should have sealed."""
-
-    def change(shares: Shares) -> Iterable[Message]:
-        boxes = bytearray(shares.boxes)
-        for receiver in receivers:
-            start = (receiver - (receiver > PLACE)) * SHARE_BOX_BYTES
-            boxes[start : start + SHARE_BOX_BYTES] = bytes(SHARE_BOX_BYTES)
-        return (shares.model_copy(update={"boxes": bytes(boxes)}),)
-
-    return instead(Shares, change)
-
-
-def seal_other_shares(*receivers: int) -> Lie:
-    """Seal proper shares to these places, but not those whose hashes it has published."""
-
-    def change(party: Party, message: Message) -> Iterable[Message]:
-        if not isinstance(message, Shares):
-            return (message,)
-        session, boxes = session_of(party), bytearray(message.boxes)
-        assert session.keys is not None
-        for receiver in receivers:
-            key = dealing._box_key(session.ring, session.keys, PLACE, receiver)
-            start = (receiver - (receiver > PLACE)) * SHARE_BOX_BYTES
-            boxes[start : start + SHARE_BOX_BYTES] = seal(key, bytes(2 * SHARE_BYTES), session.ring.transcript)
-        return (message.model_copy(update={"boxes": bytes(boxes)}),)
-
-    return change
-
-
-@pytest.mark.parametrize("spoil", [spoil_boxes, seal_other_shares])
-def test_a_dealer_that_seals_wrong_shares_to_one_is_summed_with_the_others_shares(
-    spoil: Callable[..., Lie],
-) -> None:
-    circle = Circle(4)
-    corrupt(circle, spoil(0))
-
-    result = run(circle)
-    assert_sum(circle, result, circle.clients)
-    # The stage cannot know which of the two it was.
-    assert result.blamed == ()
-    assert [note.event for note in circle.parties["client-0"].notes] == ["no_share"]
-
-
-@pytest.mark.parametrize("spoil", [spoil_boxes, seal_other_shares])
-def test_a_dealer_that_seals_wrong_shares_to_all_spoils_the_group(spoil: Callable[..., Lie]) -> None:
-    circle = Circle(5)
-    corrupt(circle, spoil(0, 2, 3, 4))
-
-    result = run(circle)
-    assert isinstance(result, GroupGivenUp)
-    assert result.reason
-    assert not set(result.blamed) & set(others(circle))
-
-
-@pytest.mark.parametrize("lost", [None, Words])
-def test_a_dealer_of_another_secret_that_is_not_needed_does_no_harm(lost: type[Message] | None) -> None:
-    # Its masking key is not rebuilt if its words arrive; its self mask is not if they do not.
-    circle = Circle(4)
-    deal_another(circle, self_seed=lost is not None, masking_seed=lost is None)
-
-    result = run(circle, None if lost is None else {BAD: lost})
-    assert_sum(circle, result, circle.clients if lost is None else others(circle))
-    assert result.blamed == ()
-
-
-@pytest.mark.parametrize("lost", [None, Words])
-def test_a_dealer_of_another_secret_than_its_own_is_named(lost: type[Message] | None) -> None:
-    circle = Circle(4)
-    deal_another(circle, self_seed=lost is None, masking_seed=lost is not None)
-
-    result = run(circle, None if lost is None else {BAD: lost})
-    assert isinstance(result, GroupGivenUp)
-    assert result.reason == "a member shared another secret than its own"
-    assert result.blamed == (BAD,)
-
-
-def deal_another(circle: Circle, *, self_seed: bool, masking_seed: bool) -> None:
-    """Deal shares, properly sealed and published, of something else than the secrets that it masks with."""
-
-    def lie(party: Party, message: Message) -> Iterable[Message]:
-        if not isinstance(message, Shares):
-            return (message,)
-        session = session_of(party)
-        assert session.keys is not None
-        keys = session.keys
-        if masking_seed:
-            keys = dealing.OneTimeKeys(sealing_seed=keys.sealing_seed, masking_seed=bytes(range(32)))
-        dealt = deal(session.ring, keys, lambda count: bytes(place % 251 for place in range(count)))
-        own = session.dealt
-        assert own is not None
-        # It reveals what it has dealt, so that only the rebuilt secret can give it away.
-        session.dealt = dealing.Dealt(dealt.shares, own.seed if self_seed else dealt.seed, dealt.own)
-        commitment = (own if self_seed else dealt).shares.seed_commitment
-        return (dealt.shares.model_copy(update={"seed_commitment": commitment}),)
-
-    corrupt(circle, lie)
-
-
-def test_shares_that_rebuild_no_secret_name_their_dealer() -> None:
-    circle = Circle(4)
-
-    def lie(party: Party, message: Message) -> Iterable[Message]:
-        if not isinstance(message, Shares):
-            return (message,)
-        # Points of no polynomial: every member's share is proper, together they rebuild more than 32 bytes.
-        ring = session_of(party).ring
-        return (with_shares(ring, session_of(party), [(x + 7).to_bytes(SHARE_BYTES, "big") for x in range(4)]),)
-
-    corrupt(circle, lie)
-    result = run(circle)
-    assert isinstance(result, GroupGivenUp)
-    assert result.blamed == (BAD,)
-
-
-def with_shares(ring: Ring, session: Session, shares: list[bytes]) -> Shares:
-    """A message that deals these shares (by place) of the self mask, sealed and published as they are."""
-    assert session.keys is not None
-    assert session.dealt is not None
-    boxes, commitments = [], []
-    for place, share in enumerate(shares):
-        pair = (share, share)
-        commitments.append(dealing._commitments(ring, ring.me, place, pair))
-        if place != ring.me:
-            key = dealing._box_key(ring, session.keys, ring.me, place)
-            boxes.append(seal(key, b"".join(pair), ring.transcript))
-        else:
-            session.dealt = dealing.Dealt(session.dealt.shares, session.dealt.seed, pair)
-    return session.dealt.shares.model_copy(update={"boxes": b"".join(boxes), "commitments": b"".join(commitments)})
-
+from tests.protocol.circle import Circle, Party
+from tests.protocol.lies import BAD, PLACE, assert_sum, corrupt, instead, others, run
 
 # ── reveals ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
