@@ -242,6 +242,7 @@ class GroupSum:
         fewest = min(len(revealed.get(dealer, ())) for dealer in self._participants)
         if fewest < needed:
             if now >= self._deadline:
+                self._blamed |= self._dealers_of_nothing()
                 yield self._give_up(f"{fewest} shares of a member's secret, {needed} needed")
             return
         self_seeds: dict[int, bytes] = {}
@@ -265,6 +266,14 @@ class GroupSum:
         )
         self._move(GroupStep.OPENED, GroupState.SUMMED, now)
         yield Tell(self._summed(open_sum(self._heard.vectors(self._arrived), keys)))
+
+    def _dealers_of_nothing(self) -> set[int]:
+        """Dealers of whom t members say that what was sealed to them is no share; fewer than t might be lying."""
+        if self._taken_over:
+            return set()
+        honest, revealed = self._heard.reveals - self._blamed, self._heard.revealed
+        least = self._setting.threshold
+        return {dealer for dealer in self._participants if len(honest) - len(revealed.get(dealer, ())) >= least}
 
     def _is_secret_of(self, dealer: int, seed: bytes) -> bool:
         if dealer in self._arrived:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from coordinator.events import GroupGivenUp
+from shared.crypto.commitments import NO_SHARE
 from shared.crypto.sealing import seal
 from shared.crypto.shamir import SHARE_BYTES
 from shared.wire.messages import (
     SHARE_BOX_BYTES,
     Arrived,
     Message,
+    Reveal,
     Shares,
     Words,
 )
@@ -69,14 +71,29 @@ def test_a_dealer_that_seals_wrong_shares_to_one_is_summed_with_the_others_share
 
 
 @pytest.mark.parametrize("spoil", [spoil_boxes, seal_other_shares])
-def test_a_dealer_that_seals_wrong_shares_to_all_spoils_the_group(spoil: Callable[..., Lie]) -> None:
+def test_a_dealer_that_seals_wrong_shares_to_all_spoils_the_group_and_is_named(spoil: Callable[..., Lie]) -> None:
     circle = Circle(5)
     corrupt(circle, spoil(0, 2, 3, 4))
 
     result = run(circle)
     assert isinstance(result, GroupGivenUp)
-    assert result.reason
-    assert not set(result.blamed) & set(others(circle))
+    assert result.reason == "1 shares of a member's secret, 4 needed"
+    assert result.blamed == (BAD,)
+
+
+def test_members_who_deny_an_honest_dealers_shares_do_not_get_it_named() -> None:
+    # Two of four, one more than there may be: the group has no sum, but fewer than t accuse the dealer.
+    circle = Circle(4)
+
+    def deny(reveal: Reveal) -> Iterable[Message]:
+        return (reveal.model_copy(update={"shares": NO_SHARE + reveal.shares[SHARE_BYTES:]}),)
+
+    corrupt(circle, instead(Reveal, deny), "client-1")
+    corrupt(circle, instead(Reveal, deny), "client-2")
+
+    result = run(circle)
+    assert isinstance(result, GroupGivenUp)
+    assert result.blamed == ()
 
 
 @pytest.mark.parametrize("lost", [None, Words])
