@@ -38,6 +38,7 @@ from shared.wire.messages import (
 )
 from shared.wire.topology import Names
 from worker import roster as rosters
+from worker import rules
 from worker.dealing import Entropy, Ring, deal, fresh_keys, mask_keys, open_shares, public_keys
 from worker.events import SpendUpdate, WorkerEffect
 from worker.policy import Policy
@@ -121,7 +122,8 @@ class GroupMember:
         """
         if self._session is not None and (chain.draw is None or chain.draw.entry != self._session.draw):
             self._session = None
-            self._move(Step.CLOSED, MemberState.OUT)
+            if self.state is not MemberState.OUT:  # else we had joined, but could not answer
+                self._move(Step.CLOSED, MemberState.OUT)
         if self._held is not None and chain.draw is not None and self._held.draw == chain.draw.entry:
             held, self._held = self._held, None
             yield from self.handle(held, update)
@@ -156,7 +158,7 @@ class GroupMember:
 
     def _on_roster(self, roster: Roster, update: StoredUpdate | None) -> Iterator[WorkerEffect]:
         session, chain = self._session, self._log.chain
-        if session is not None and roster.draw == session.draw:
+        if session is not None and roster.draw == session.draw and session.was_answered(Step.ROSTER):
             session.stage = roster.stage
             yield from self._again(session, Step.ROSTER, roster.group)
             return
@@ -165,8 +167,8 @@ class GroupMember:
             self._held = roster
             return
         session = self._join(roster, chain)
-        # The keys serve this roster and no other.
-        self._session, self._offer, self._keys = session, None, None
+        self._session = session
+        self._use_up_offer()
         session.bound[Step.ROSTER] = roster.group
         if session.keys is None:
             yield from self._mask(session, frozenset({0}), update)
@@ -175,6 +177,10 @@ class GroupMember:
         session.answers[Step.ROSTER] = (self._seat.seal(session.dealt.shares),)
         self._move(Step.ROSTER, MemberState.SHARED)
         yield from self._send(session, Step.ROSTER)
+
+    def _use_up_offer(self) -> None:
+        """The keys of an offer serve one roster and no other."""
+        self._offer, self._keys = None, None
 
     def _join(self, roster: Roster, chain: ChainState) -> Session:
         assert self._log.plan is not None
@@ -195,10 +201,11 @@ class GroupMember:
     def _on_step(self, message: GroupMessage, update: StoredUpdate | None) -> Iterator[WorkerEffect]:
         session = self._session
         assert isinstance(message, Participants | Arrived | Unmask)
-        if session is None or message.transcript != session.ring.transcript:
-            raise RemoteProtocolError(RefusalReason.WRONG_PARENT, f"{type(message).__name__} of another group")
+        if session is None:
+            raise RemoteProtocolError(RefusalReason.WRONG_PARENT, f"{type(message).__name__} without a group")
+        rules.check_group(message.transcript, session.ring.transcript, type(message).__name__)
         step = _STEP_OF[type(message)]
-        if step in session.bound:
+        if session.was_answered(step):
             session.stage = message.stage
             yield from self._again(session, step, _content(message))
             return
@@ -219,11 +226,8 @@ class GroupMember:
         ring, keys = session.ring, session.keys
         assert keys is not None
         participants = decode_members(message.participants, len(ring.clients))
-        if ring.me not in participants:
-            raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, "we are not among the participants")
-        if len(participants) < session.floor:
-            detail = f"{len(participants)} participants, {session.floor} needed"
-            raise RemoteProtocolError(RefusalReason.POLICY, detail)
+        rules.check_takes_part(ring.me, participants)
+        rules.check_enough(participants, session.floor, "participants")
         dealers = sorted(participants - {ring.me})
         if not len(dealers) == len(message.boxes) == len(message.commitments):
             raise RemoteProtocolError(RefusalReason.WRONG_SIZE, f"{len(message.boxes)} boxes of {len(dealers)} dealers")
@@ -263,12 +267,12 @@ class GroupMember:
     def _on_arrived(self, session: Session, message: Arrived) -> Iterator[WorkerEffect]:
         ring = session.ring
         arrived = decode_members(message.arrived, len(ring.clients))
-        if message.participants != session.bound[Step.PARTICIPANTS]:
-            raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, "other participants than we masked over")
-        if not (ring.me in arrived and arrived <= session.participants):
-            raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, "who arrived is not among the participants with us")
-        if len(arrived) < session.floor:
-            raise RemoteProtocolError(RefusalReason.POLICY, f"{len(arrived)} arrived, {session.floor} needed")
+        masked_over = session.bound[Step.PARTICIPANTS]
+        assert isinstance(masked_over, bytes)
+        rules.check_same_participants(message.participants, masked_over)
+        rules.check_arrived_took_part(arrived, session.participants)
+        rules.check_arrived(ring.me, arrived)
+        rules.check_enough(arrived, session.floor, "arrived")
         session.arrived = arrived
         session.bound[Step.ARRIVED] = _content(message)
         agreement = Agreement(transcript=ring.transcript, participants=message.participants, arrived=message.arrived)
@@ -283,9 +287,7 @@ class GroupMember:
         agreed = {
             signer for frame in message.agreements if (signer := session.signer_of(frame, self._opener)) is not None
         }
-        if len(agreed) < ring.threshold:
-            detail = f"{len(agreed)} valid agreements, {ring.threshold} needed"
-            raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, detail)
+        rules.check_quorum(agreed, ring.threshold)
         session.bound[Step.UNMASK] = b""
         reveal = Reveal(transcript=ring.transcript, shares=b"".join(session.shares_to_reveal()))
         session.answers[Step.UNMASK] = (self._seat.seal(reveal),)

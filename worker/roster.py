@@ -44,11 +44,8 @@ def check_roster(roster: Roster, ground: Ground, client: str, offer: bytes | Non
     chain, plan, group = ground.chain, ground.plan, roster.group
     draw = chain.draw
     assert draw is not None
-    if roster.version != chain.version or roster.groups != draw.groups:
-        raise RemoteProtocolError(RefusalReason.WRONG_PARENT, "the roster contradicts its draw")
-    if not plan.group_size <= len(group.members) <= plan.members_max:
-        detail = f"{len(group.members)} members, the plan has {plan.group_size} to {plan.members_max}"
-        raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, detail)
+    check_draw(roster, chain.version, draw.groups)
+    check_size(len(group.members), plan)
     merkle.verify_path(draw.root, group_leaf(group.index, group.leaf), group.index, draw.groups, group.path)
     clients = [member.client for member in group.members]
     if clients.count(client) != 1:
@@ -60,8 +57,49 @@ def check_roster(roster: Roster, ground: Ground, client: str, offer: bytes | Non
         raise RemoteProtocolError(RefusalReason.STALE, "the roster names another offer of this client")
     ground.policy.check_members(clients, ground.directory)
     offers = tuple(_open_offer(member, ground) for member in group.members)
-    _check_distinct(clients, offers)
+    check_distinct(clients, offers)
     return place, offers
+
+
+def check_draw(roster: Roster, version: int, groups: int) -> None:
+    """The roster says of its draw what our log says.
+
+    Raises:
+        RemoteProtocolError: `WRONG_PARENT`.
+    """
+    if roster.version != version or roster.groups != groups:
+        raise RemoteProtocolError(RefusalReason.WRONG_PARENT, "the roster contradicts its draw")
+
+
+def check_size(members: int, plan: Plan) -> None:
+    """The draw may make groups of this size.
+
+    Raises:
+        RemoteProtocolError: `OUT_OF_RANGE`.
+    """
+    if not plan.group_size <= members <= plan.members_max:
+        detail = f"{members} members, the plan has {plan.group_size} to {plan.members_max}"
+        raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, detail)
+
+
+def check_round(client: str, offer: Offer, chain: ChainState) -> None:
+    """The offer is for this attempt at this version: one of a draw before serves no more.
+
+    Raises:
+        RemoteProtocolError: `STALE`.
+    """
+    if (offer.trained_version, offer.attempt) != (chain.version, chain.attempt):
+        raise RemoteProtocolError(RefusalReason.STALE, f"{client} offers for another round")
+
+
+def check_model(client: str, offer: Offer, chain: ChainState) -> None:
+    """The offer was trained on the model that our own log holds.
+
+    Raises:
+        RemoteProtocolError: `WRONG_PARENT`.
+    """
+    if offer.trained_head != chain.version_head:
+        raise RemoteProtocolError(RefusalReason.WRONG_PARENT, f"{client} was shown another model")
 
 
 def _open_offer(member: Member, ground: Ground) -> Offer:
@@ -70,16 +108,19 @@ def _open_offer(member: Member, ground: Ground) -> Offer:
     offer = opened.message
     if not isinstance(offer, Offer) or opened.sender != member.client:
         raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, f"no offer of {member.client}")
-    if (offer.trained_version, offer.attempt) != (ground.chain.version, ground.chain.attempt):
-        raise RemoteProtocolError(RefusalReason.STALE, f"{member.client} offers for another round")
-    if offer.trained_head != ground.chain.version_head:
-        raise RemoteProtocolError(RefusalReason.WRONG_PARENT, f"{member.client} was shown another model")
+    check_round(member.client, offer, ground.chain)
+    check_model(member.client, offer, ground.chain)
     if (offer.keys is None) != (ground.plan.group_size == 1):
         raise RemoteProtocolError(RefusalReason.MALFORMED, f"{member.client} offers without one-time keys")
     return offer
 
 
-def _check_distinct(clients: list[str], offers: tuple[Offer, ...]) -> None:
+def check_distinct(clients: list[str], offers: tuple[Offer, ...]) -> None:
+    """Nobody stands in a roster twice, and no one-time key does.
+
+    Raises:
+        RemoteProtocolError: `DUPLICATE`.
+    """
     keys = [key for offer in offers if offer.keys for key in (offer.keys.sealing, offer.keys.masking)]
     if len(set(clients)) != len(clients) or len(set(keys)) != len(keys):
         raise RemoteProtocolError(RefusalReason.DUPLICATE, "a client or a one-time key stands in the roster twice")

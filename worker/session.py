@@ -13,6 +13,7 @@ from shared.modellog.entries import cut
 from shared.wire.framing import Opener
 from shared.wire.messages import Agreement, Group, Words
 from shared.wire.pieces import piece_count
+from worker import rules
 from worker.dealing import Dealt, Ring, SharePair
 from worker.steps import Step
 
@@ -35,19 +36,22 @@ class Session:
     answers: dict[Step, tuple[bytes, ...]] = field(default_factory=dict, repr=False)
     refused: Counter[Step] = field(default_factory=Counter)
 
+    def was_answered(self, step: Step) -> bool:
+        """Whether this step has run: none runs twice."""
+        return step in self.bound
+
     def signer_of(self, frame: bytes, opener: Opener) -> str | None:
         """Who signed the same (H, P, A) as we did; None if nobody whose words arrived did so in this frame."""
         try:
             opened = opener.open(frame)
         except RemoteProtocolError:
             return None
-        message = opened.message
-        if not isinstance(message, Agreement) or message.transcript != self.ring.transcript:
+        message, sets = opened.message, self.bound[Step.ARRIVED]
+        assert isinstance(sets, bytes)
+        if not isinstance(message, Agreement) or not rules.is_same_agreement(message, self.ring.transcript, sets):
             return None
-        if message.participants + message.arrived != self.bound[Step.ARRIVED]:
-            return None
-        clients = self.ring.clients
-        return opened.sender if opened.sender in {clients[place] for place in self.arrived} else None
+        arrived = {self.ring.clients[place] for place in self.arrived}
+        return opened.sender if rules.may_agree(opened.sender, arrived) else None
 
     def shares_to_reveal(self) -> Iterator[bytes]:
         """Of each participant one share: of its self mask if its words arrived, of its masking key if not."""

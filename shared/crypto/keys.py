@@ -37,6 +37,19 @@ SEED_BYTES = 32
 
 _TAG = b"comitia/1/key"
 
+_LOW_ORDER = frozenset(
+    bytes.fromhex(point)
+    for point in (
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    )
+)
+
 
 class KeyPurpose(StrEnum):
     """What a derived key is for. Values go into the derivation: they never change and are never reused."""
@@ -75,6 +88,19 @@ def public_of(seed: bytes) -> bytes:
         LocalProtocolError: the seed has another size.
     """
     return _private(seed).public_key().public_bytes_raw()
+
+
+def of_full_order(public: bytes) -> bytes:
+    """Return an X25519 public key (32 bytes) with which secrets can be agreed on.
+
+    Found out when an offer is opened, a bad key costs nobody else a group. The topmost bit does not count.
+
+    Raises:
+        ValueError: a point of order 1, 2, 4 or 8, on the curve or its twist: everybody has the secret zero with it.
+    """
+    if public[:-1] + bytes((public[-1] & 0x7F,)) in _LOW_ORDER:
+        raise ValueError("a public key of low order")
+    return public
 
 
 def agree(seed: bytes, their_public: bytes) -> bytes:

@@ -11,8 +11,9 @@ import hashlib
 from enum import IntEnum, StrEnum
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from shared.crypto.keys import of_full_order
 from shared.identity import Name
 
 PIECE_BYTES_MAX = 1 << 20
@@ -59,7 +60,7 @@ Version = Annotated[int, Field(ge=0, lt=1 << 48)]
 GroupIndex = Annotated[int, Field(ge=0, lt=GROUPS_MAX)]
 GroupCount = Annotated[int, Field(ge=1, le=GROUPS_MAX)]
 MemberSet = Annotated[bytes, Field(min_length=1, max_length=MEMBERS_MAX // 8)]
-PublicKey = Annotated[bytes, Field(min_length=32, max_length=32)]
+PublicKey = Annotated[bytes, Field(min_length=32, max_length=32), AfterValidator(of_full_order)]
 
 
 class Kind(IntEnum):

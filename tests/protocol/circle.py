@@ -173,6 +173,7 @@ class Circle:
         seed: int = 0,
         policy: Policy | None = None,
         step_s: float = 10.0,
+        group_size: int | None = None,
         **plan: Any,
     ) -> None:
         self.seed = seed
@@ -183,7 +184,7 @@ class Circle:
             "round": {"rounds": 50, "group_step_s": step_s},
             **plan,
         }
-        self.plan = tiny_plan(D, group_size=members, max_colluders=max_colluders, **fields)
+        self.plan = tiny_plan(D, group_size=group_size or members, max_colluders=max_colluders, **fields)
         self.book = LogBook(self.federation, self.plan)
         self.book.snapshot()
         rng = np.random.default_rng(seed)
@@ -212,18 +213,28 @@ class Circle:
 
     def draw(self, offers: Sequence[bytes]) -> Group:
         """Put a draw of one group of these offers (in this order) into the log."""
-        members = tuple(
-            Member(client=opened.sender, site="site-0", worker=f"w-{opened.sender}", offer=offer)
-            for offer in offers
-            for opened in (self.open(offer),)
-        )
-        group = Group(index=0, members=members, path=())
-        root = merkle.root([group_leaf(0, group.leaf)])
-        chain = self.book.chain
+        return self.draw_groups([[(self.open(offer).sender, offer) for offer in offers]])[0]
+
+    def draw_groups(self, named: Sequence[Sequence[tuple[str, bytes]]]) -> list[Group]:
+        """Put a draw of these groups into the log; each is (client, its offer) in the order of its roster."""
+        rosters = [
+            tuple(Member(client=client, site="site-0", worker=f"w-{client}", offer=offer) for client, offer in group)
+            for group in named
+        ]
+        bare = [Group(index=index, members=members, path=()) for index, members in enumerate(rosters)]
+        leaves = [group_leaf(group.index, group.leaf) for group in bare]
+        chain, offers = self.book.chain, sum(len(members) for members in rosters)
         self.entry = self.book.append(
-            DrawEntry(parent=chain.head, term=0, version=chain.version, groups=1, offers=len(offers), root=root)
+            DrawEntry(
+                parent=chain.head,
+                term=0,
+                version=chain.version,
+                groups=len(bare),
+                offers=offers,
+                root=merkle.root(leaves),
+            )
         )
-        return group
+        return [group.model_copy(update={"path": merkle.path(leaves, group.index)}) for group in bare]
 
     def open(self, frame: bytes) -> Opened:
         return self.opener.open(frame)

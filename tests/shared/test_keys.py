@@ -16,6 +16,7 @@ from shared.crypto.keys import (
     OneTimeKeys,
     agree,
     derive,
+    of_full_order,
     pair_mask_key,
     public_of,
     sealing_key,
@@ -101,6 +102,14 @@ def test_points_of_low_order_are_refused(u: int, high_bit: int) -> None:
         with pytest.raises(RemoteProtocolError) as refusal:
             agree(seed, (u | high_bit).to_bytes(32, "little"))
         assert refusal.value.reason is RefusalReason.BAD_KEY
+    with pytest.raises(ValueError, match="low order"):
+        of_full_order((u | high_bit).to_bytes(32, "little"))
+
+
+@given(SEEDS)
+def test_keys_of_seeds_are_of_full_order(seed: bytes) -> None:
+    public = public_of(seed)
+    assert of_full_order(public) == public
 
 
 @pytest.mark.parametrize("size", [0, 31, 33, 64])
