@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from shared.plan import Plan
-from shared.wire.membership import encode_members
+from shared.wire.member_sets import encode_members
 from shared.wire.messages import (
     COMMITMENTS_BYTES,
     SHARE_BOX_BYTES,

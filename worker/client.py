@@ -193,13 +193,14 @@ class ClientMachine:
         chain, plan = self._log.chain, self._log.plan
         if chain is not None and self.phase not in _STANDING:
             yield from self._leave_the_past(chain)
+            # Before the look at draining: a group whose draw is closed needs nobody.
+            yield from self._in_group(self._member.follow(chain, self._sendable()))
         if self._draining and not self._is_awaited() and self.phase is not Phase.DRAINED:
             if self.phase is Phase.TRAINING:
                 yield StopTraining()
             self.phase = Phase.DRAINED
         if chain is None or plan is None or self.phase in _STANDING:
             return
-        yield from self._in_group(self._member.follow(chain, self._sendable()))
         if self.phase is not Phase.IDLE or chain.draw is not None:
             return
         present = TaskId(chain.version, chain.attempt)

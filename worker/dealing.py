@@ -16,7 +16,7 @@ from shared.crypto.masks import MaskKeys, member_mask_keys
 from shared.crypto.sealing import TAG_BYTES, open_sealed, seal
 from shared.crypto.shamir import SHARE_BYTES
 from shared.errors import RefusalReason, RemoteProtocolError
-from shared.wire.membership import participants_digest
+from shared.wire.member_sets import participants_digest
 from shared.wire.messages import PublicKeys, Shares
 
 BOX_BYTES = 2 * SHARE_BYTES + TAG_BYTES

@@ -23,7 +23,7 @@ from shared.modellog.reader import LogReader
 from shared.plan import Plan
 from shared.rounds import ground_of, transcript_of
 from shared.wire.framing import Opener
-from shared.wire.membership import decode_members, encode_members
+from shared.wire.member_sets import decode_members, encode_members
 from shared.wire.messages import (
     Agreement,
     Arrived,

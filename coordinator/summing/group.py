@@ -21,7 +21,7 @@ from shared.codec.quantize import SumFormat
 from shared.crypto.keys import public_of
 from shared.effects import Publish, note
 from shared.errors import LocalProtocolError, RefusalReason, RemoteProtocolError
-from shared.wire.membership import decode_members, encode_members, participants_digest
+from shared.wire.member_sets import decode_members, encode_members, participants_digest
 from shared.wire.messages import (
     Agreement,
     Arrived,

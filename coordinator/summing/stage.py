@@ -95,7 +95,11 @@ class SummingStage:
 
     def forget(self) -> tuple[CoordinatorEffect, ...]:
         """This process was away for too long: its jobs go back, since another stage may have taken them by now."""
-        return tuple(self._end(Outcome.PUT_BACK))
+        draw = self._draw
+        effects = tuple(self._end(Outcome.PUT_BACK))
+        # The draw is as open as the log says: a job of it that comes back is begun anew, not dropped.
+        self._draw = draw
+        return effects
 
     # ── draws and jobs ───────────────────────────────────────────────────────────────────────────────────────────────
 

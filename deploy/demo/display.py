@@ -128,6 +128,8 @@ def print_summary(console: Console, run: Run) -> None:
         table.add_row("attacker", f"{attacker['id']}: rejected by the gates {attacker['rejected']} times")
     if final["honest_groups_rejected"]:
         table.add_row("honest groups rejected", str(final["honest_groups_rejected"]))
+    if final["recovered"]:
+        table.add_row("recovered", f"{final['recovered']} times a group's sum was opened without a client it had lost")
     for lost in report["clients"]:
         table.add_row("lost", f"{lost['id']} at version {lost['lost_version']}, last seen: {lost['lost_phase']}")
     table.add_row("weights", f"sha256 {final['weights_sha256']}")

@@ -44,6 +44,7 @@ class Run:
     pauses: int = 0
     attackers: list[str] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
+    rejected_groups: list[frozenset[str]] = field(default_factory=list)
 
     def hear(self, event: str, fields: dict[str, Any]) -> None:
         """Take one of the coordinator's notes into account."""
@@ -55,6 +56,7 @@ class Run:
                 self.attackers = fields["clients"]
             case "group_rejected":
                 self.rejected.update(fields["clients"])
+                self.rejected_groups.append(frozenset(fields["clients"]))
             case "connected":
                 self.reconnects = max(self.reconnects, fields["reconnects"])
             case "run_paused":
@@ -102,9 +104,8 @@ class Run:
                 "seconds": time.monotonic() - self.started_at,
                 "bytes_up_per_update": sum(one["bytes_up"] for one in self.rounds) / counted if counted else None,
                 "bytes_dense_per_update": 4 * dimension,
-                "honest_groups_rejected": sum(
-                    times for client, times in self.rejected.items() if client not in self.attackers
-                ),
+                "recovered": sum(one["recovered"] for one in self.rounds),
+                "honest_groups_rejected": sum(group.isdisjoint(self.attackers) for group in self.rejected_groups),
             },
             "plan": self.plan,
         }

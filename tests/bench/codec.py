@@ -136,7 +136,7 @@ class Channel:
         return bodies[0] if len(bodies) == 1 else b"".join(bodies)
 
     def _message(self, body: bytes, part: int, parts: int) -> messages.Words:
-        return messages.Words(draw=bytes(32), group=0, transcript=bytes(32), part=part, parts=parts, body=body)
+        return messages.Words(transcript=bytes(32), participants=b"\1", part=part, parts=parts, body=body)
 
 
 class NoKey:

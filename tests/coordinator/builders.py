@@ -109,7 +109,7 @@ class Desk:
         }
         message = make_offer(**{**present, "counter": counter, **fields})
         frame = self.federation.seal_as(client, message)
-        return OfferArrived(client, message, digest_of(frame), receipt())
+        return OfferArrived(client, message, digest_of(frame), frame, receipt())
 
     def status(self, client: str, state: ClientState = ClientState.IDLE, **fields: Any) -> StatusArrived:
         """A newer status than all before."""

@@ -82,12 +82,11 @@ class Buffering:
             metrics=metrics,
             source=np.random.default_rng(group),
         )
-        return GroupSummed(
-            **{"draw": self.draw, "group": group, "arrived": (f"client-{group}",), **fields, "words": prepared.words}
-        )
+        whole: dict[str, Any] = {"arrived": (f"client-{group}",), "dropped": (), "unheard": (), "blamed": ()}
+        return GroupSummed(**{"draw": self.draw, "group": group, **whole, **fields, "words": prepared.words})
 
     def given_up(self, group: int) -> GroupGivenUp:
-        return GroupGivenUp(self.draw, group, "silent", (f"client-{group}",))
+        return GroupGivenUp(self.draw, group, "silent", (f"client-{group}",), ())
 
     def round(self, now: float = 1.0) -> list[CoordinatorEffect]:
         """A whole draw: all its sums, and the change read back."""
@@ -254,7 +253,9 @@ def test_a_second_sum_of_a_group_is_dropped_the_first_counts() -> None:
     for one in (buffering, alone):
         one.make_draw()
         one.handle(one.sum(0))
-    assert notes(buffering.handle(buffering.sum(0, np.ones(D)))) == ["sum_dropped"]
+    assert notes(buffering.handle(buffering.sum(0))) == ["sum_dropped"]
+    # No two sums of a group can be opened: somebody has made one up.
+    assert notes(buffering.handle(buffering.sum(0, np.ones(D)))) == ["sum_dropped", "sums_differ"]
     assert buffering.handle(buffering.given_up(0)) == ()
 
     effects, expected = ([*one.handle(one.sum(1)), *one.handle(one.sum(2))] for one in (buffering, alone))
@@ -269,7 +270,7 @@ def test_a_sum_or_a_giving_up_of_no_open_draw_changes_nothing(made: bool) -> Non
     other = b"x" * 32
 
     assert notes(buffering.handle(buffering.sum(0, draw=other))) == ["sum_dropped"]
-    assert buffering.handle(GroupGivenUp(other, 0, "silent", ())) == ()
+    assert buffering.handle(GroupGivenUp(other, 0, "silent", (), ())) == ()
     assert buffering.handle(Tick()) == ()
 
 
@@ -281,7 +282,7 @@ def test_a_sum_outside_the_possible_range_is_rejected_and_counted() -> None:
 
     effects = list(buffering.handle(forged))
     assert notes(effects) == ["group_rejected"]
-    assert notes(buffering.handle(buffering.sum(0))) == ["sum_dropped"]
+    assert notes(buffering.handle(buffering.sum(0))) == ["sum_dropped", "sums_differ"]
     for group in (1, 2, 3):
         effects += buffering.handle(buffering.sum(group))
     (change,) = entries(effects)
@@ -289,6 +290,21 @@ def test_a_sum_outside_the_possible_range_is_rejected_and_counted() -> None:
     (step,) = told(effects)
     assert isinstance(step, StepTaken)
     assert (step.clients_counted, step.groups_rejected) == (3, 1)
+
+
+def test_a_sum_beats_a_giving_up_that_came_first() -> None:
+    buffering = Buffering(groups=3)
+    buffering.make_draw()
+    buffering.handle(buffering.given_up(1))
+    buffering.handle(buffering.sum(0))
+    buffering.handle(buffering.sum(1))
+
+    effects = list(buffering.handle(buffering.sum(2)))
+    (change,) = entries(effects)
+    assert change.groups == (0, 1, 2)
+    (step,) = told(effects)
+    assert isinstance(step, StepTaken)
+    assert (step.groups_given_up, step.clients_counted) == (0, 3)
 
 
 def test_groups_that_are_given_up_do_not_hold_a_quorum_back() -> None:

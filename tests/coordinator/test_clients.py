@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.scheduler.clients import SILENT_INTERVALS, Roll
+from coordinator.scheduler.clients import BACK_OFF_MAX, SILENT_INTERVALS, Roll
 from shared.wire.messages import CLOSED_STATES, ClientState
 from tests.builders import make_status
 
@@ -73,3 +73,22 @@ def test_silence_is_longer_than_three_intervals(roll: Roll) -> None:
     assert roll.silent(limit + 0.1) == ["a"]
     roll.lose("a")
     assert roll.silent(limit + 0.1) == []
+
+
+def test_a_client_that_breaks_the_protocol_is_left_out_longer_each_time(roll: Roll) -> None:
+    assert not roll.is_backed_off("a", 0)
+    untils = [roll.back_off("a", 10) for _ in range(8)]
+
+    assert untils == [10 + pause for pause in (2, 4, 8, 16, 32, BACK_OFF_MAX, BACK_OFF_MAX, BACK_OFF_MAX)]
+    assert roll.is_backed_off("a", 10 + BACK_OFF_MAX - 1)
+    assert not roll.is_backed_off("a", 10 + BACK_OFF_MAX)
+    assert not roll.is_backed_off("b", 10)
+
+
+def test_a_new_start_does_not_end_a_back_off(roll: Roll) -> None:
+    roll.back_off("a", 0)
+    roll.status("a", make_status(ClientState.DRAINING, 1), 0.0)
+    roll.status("a", make_status(ClientState.IDLE, 2), 0.0)
+
+    assert roll.live == {"a"}
+    assert roll.is_backed_off("a", 1)

@@ -7,13 +7,14 @@ from coordinator.scheduler.pool import WaitingOffer
 from shared.crypto import merkle
 from shared.crypto.draw import cut_groups, draw_order, group_leaf
 from shared.effects import Append
-from shared.wire.messages import DrawEntry
+from shared.wire.messages import DrawEntry, Kind
 from tests.coordinator.builders import Desk
 
 
 def drawn(desk: Desk, count: int, group_size: int = 1) -> Draw:
     events = [desk.offer(client, worker=f"w-{client}") for client in desk.clients[:count]]
-    offers = sorted((WaitingOffer(e.client, e.offer, e.digest, e.receipt) for e in events), key=lambda w: w.digest)
+    waiting = [WaitingOffer(e.client, e.offer, e.digest, e.frame, e.receipt) for e in events]
+    offers = sorted(waiting, key=lambda w: w.digest)
     return make_draw(offers, group_size, desk.sites, desk.writer)
 
 
@@ -24,7 +25,7 @@ def test_every_offer_is_in_one_group_and_the_order_is_the_public_one() -> None:
     digests = [waiting.digest for waiting in draw.offers]
     order = draw_order(desk.chain.version_head, digests)
     expected = [[digests[order[i]] for i in group] for group in cut_groups(7, 3)]
-    assert [[member.offer for member in group.members] for group in draw.groups] == expected
+    assert [[member.offer_digest for member in group.members] for group in draw.groups] == expected
     assert [group.index for group in draw.groups] == [0, 1]
 
 
@@ -35,6 +36,15 @@ def test_members_carry_site_and_worker() -> None:
     assert {(m.client, m.site, m.worker) for m in members} == {(c, "site-0", f"w-{c}") for c in desk.clients}
 
 
+def test_members_bring_their_offers_as_they_were_sealed() -> None:
+    desk = Desk(clients=5)
+    opener = desk.federation.opener()
+
+    for member in (member for group in drawn(desk, 5, group_size=2).groups for member in group.members):
+        opened = opener.open(member.offer)
+        assert (opened.sender, opened.message.kind) == (member.client, Kind.OFFER)
+
+
 def test_the_entry_commits_to_every_group() -> None:
     desk = Desk(clients=5)
     draw = drawn(desk, 5)
@@ -43,8 +53,7 @@ def test_the_entry_commits_to_every_group() -> None:
     assert isinstance(entry, DrawEntry)
     assert (entry.version, entry.groups, entry.offers) == (0, 5, 5)
     for group in draw.groups:
-        leaf = group_leaf(group.index, [(member.client, member.offer) for member in group.members])
-        merkle.verify_path(entry.root, leaf, group.index, 5, group.path)
+        merkle.verify_path(entry.root, group_leaf(group.index, group.leaf), group.index, 5, group.path)
     assert len(desk.read_back([Append(draw.sealed)])) == 1
 
 

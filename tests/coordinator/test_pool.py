@@ -14,7 +14,7 @@ from tests.coordinator.builders import receipt
 
 def waiting(client: str = "a", counter: int = 1, nonce: int = 0) -> WaitingOffer:
     offer = make_offer(counter=counter, nonce=bytes([nonce]) * 16)
-    return WaitingOffer(client, offer, bytes([counter, nonce]) * 16, receipt())
+    return WaitingOffer(client, offer, bytes([counter, nonce]) * 16, b"frame", receipt())
 
 
 def test_a_first_offer_is_taken() -> None:

@@ -15,6 +15,7 @@ from coordinator.events import (
     EvaluationFinished,
     Event,
     Finish,
+    GroupSummed,
     KeepModel,
     RateLowered,
     StepTaken,
@@ -162,6 +163,42 @@ def test_where_clients_are_watched_they_stop_the_run_and_silence_starts_nothing(
         effects = run.handle(EvaluationFinished(version, np.zeros(8, np.float32), None))
         ended.append([effect for effect in effects if isinstance(effect, Finish)])
     assert ended == [[], [], [Finish("no better version for 2 versions; the best is 0")], [Finish(ended[3][0].reason)]]
+
+
+def summed(*unheard: str) -> GroupSummed:
+    words = np.zeros(1, np.uint16)
+    return GroupSummed(bytes(32), 0, ("a", "b", "c"), ("d",), unheard, (), words)
+
+
+def test_a_client_counts_as_recovered_when_it_is_lost_and_its_sum_was_opened_all_the_same() -> None:
+    run = Run()
+    run.handle(TookOffice(), 0.0)
+    run.handle(summed("c", "d"))
+    run.handle(ClientLost("d", 0, "shares"))
+    run.handle(ClientLost("d", 0, "shares"))
+    run.handle(ClientLost("x", 0, "training"))
+    # Late, but there: silence in one group is no loss.
+    run.change(started=0.0)
+    (figures,) = (note.fields for note in run.handle(run.evaluated(1, 0.5)) if isinstance(note, Note))
+
+    assert (figures["clients_lost"], figures["recovered"]) == (2, 1)
+
+
+def test_a_loss_of_another_version_recovers_nothing() -> None:
+    run = Run()
+    run.handle(TookOffice(), 0.0)
+    run.handle(summed("d"))
+    run.change(started=0.0)
+    run.handle(ClientLost("d", 1, "training"))
+    run.change(started=4.0)
+    reports = [
+        note.fields
+        for version in (1, 2)
+        for note in run.handle(run.evaluated(version, 0.5))
+        if isinstance(note, Note) and note.event == "round_finished"
+    ]
+
+    assert [(f["clients_lost"], f["recovered"]) for f in reports] == [(0, 0), (1, 0)]
 
 
 def test_rounds_are_counted_apart_although_their_evaluations_overlap() -> None:

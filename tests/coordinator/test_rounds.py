@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,30 @@ from coordinator.events import (
     EntryAccepted,
     Event,
     GroupGivenUp,
+    GroupReplyArrived,
     GroupSummed,
     Tick,
     TookOffice,
-    WordsArrived,
 )
-from coordinator.scheduler.rounds import Scheduler
-from shared.effects import Append, Settle
+from coordinator.scheduler.rounds import VOID_DRAWS_ALARM, Scheduler
+from shared.effects import Append, Note, Settle
 from shared.errors import RefusalReason
 from shared.modellog.chain import GENESIS
 from shared.modellog.reader import weights_digest
-from shared.wire.messages import ChangeEntry, ClientState, DrawEntry, GroupJob, Task, VoidEntry, Words
+from shared.wire.messages import (
+    OFFER_BYTES_MAX,
+    Agreement,
+    ChangeEntry,
+    ClientState,
+    DrawEntry,
+    GroupJob,
+    PublicKeys,
+    Reveal,
+    Shares,
+    Task,
+    VoidEntry,
+    Words,
+)
 from tests.builders import tiny_plan
 from tests.coordinator.builders import Desk, Settled, notes, only, told
 
@@ -39,8 +53,9 @@ class Office:
     """A scheduler in office, and the log it writes."""
 
     def __init__(self, clients: int = 5, *, trim: int = 0, joined: int | None = None, **round_fields: Any) -> None:
+        group_size = round_fields.pop("group_size", 1)
         round_fields = {"min_clients": clients, **ROUND, **round_fields}
-        plan = tiny_plan(round=round_fields, aggregation={"rule": "trimmed-mean", "trim": trim})
+        plan = tiny_plan(round=round_fields, aggregation={"rule": "trimmed-mean", "trim": trim}, group_size=group_size)
         self.desk = Desk(plan, clients)
         self.clients = self.desk.clients
         self.scheduler = Scheduler(plan, self.desk.writer, self.desk.federation.seal)
@@ -451,7 +466,7 @@ def test_members_of_a_given_up_group_are_lost_and_return_with_an_offer() -> None
     entry = office.desk.chain.draw
     assert entry is not None
 
-    effects = office.handle(GroupGivenUp(entry.entry, 0, "silent", (office.clients[0],)), 2.0)
+    effects = office.handle(GroupGivenUp(entry.entry, 0, "silent", (office.clients[0],), ()), 2.0)
     assert lost(effects) == [ClientLost(office.clients[0], 0, "offer")]
     office.handle(office.change(), 3.0)
     assert office.scheduler.live == set(office.clients[1:])
@@ -460,39 +475,168 @@ def test_members_of_a_given_up_group_are_lost_and_return_with_an_offer() -> None
     assert office.scheduler.live == set(office.clients)
 
 
-def words_of(client: str, draw: bytes) -> WordsArrived:
-    return WordsArrived(client, Words(draw=draw, group=0, transcript=bytes(32), part=0, parts=1, body=b""))
+REPLIES: list[Shares | Words | Agreement | Reveal] = [
+    Shares(transcript=bytes(32), boxes=b"", commitments=b"", seed_commitment=bytes(32)),
+    Words(transcript=bytes(32), participants=b"\1", part=0, parts=1, body=b""),
+    Agreement(transcript=bytes(32), participants=b"\1", arrived=b"\1"),
+    Reveal(transcript=bytes(32), shares=b""),
+]
 
 
-def test_words_are_a_sign_of_life_of_the_open_draw_only() -> None:
+def words_of(client: str) -> GroupReplyArrived:
+    return GroupReplyArrived(client, REPLIES[1], b"frame")
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_what_a_member_says_in_its_group_is_a_sign_of_life(reply: Shares | Words | Agreement | Reveal) -> None:
     office = Office(clients=3)
     office.draw()
     draw = office.desk.chain.draw
     assert draw is not None
 
-    office.handle(words_of(office.clients[0], draw.entry), 2.0)
-    office.handle(words_of(office.clients[1], bytes(32)), 2.0)
-    effects = office.handle(GroupGivenUp(draw.entry, 0, "silent", tuple(office.clients[:2])), 3.0)
+    office.handle(GroupReplyArrived(office.clients[0], reply, b"frame"), 2.0)
+    effects = office.handle(GroupGivenUp(draw.entry, 0, "silent", tuple(office.clients[:2]), ()), 3.0)
     assert [(event.client, event.phase) for event in lost(effects)] == [
-        (office.clients[0], "words"),
+        (office.clients[0], type(reply).__name__.lower()),
         (office.clients[1], "offer"),
     ]
+
+
+def test_what_is_said_when_no_draw_is_open_is_no_sign_of_life() -> None:
+    office = Office(clients=3)
+    office.draw()
+    draw = office.desk.chain.draw
+    assert draw is not None
+    office.handle(office.void(), 2.0)
+
+    office.handle(words_of(office.clients[0]), 3.0)
+    effects = office.handle(GroupGivenUp(draw.entry, 0, "silent", tuple(office.clients[:1]), ()), 4.0)
+    assert [event.phase for event in lost(effects)] == ["offer"]
+
+
+def summed(draw: bytes, arrived: Sequence[str], **fields: Any) -> GroupSummed:
+    whole: dict[str, Any] = {"dropped": (), "unheard": (), "blamed": (), "words": np.zeros(1, np.uint16)}
+    return GroupSummed(**{"draw": draw, "group": 0, "arrived": tuple(arrived), **whole, **fields})
+
+
+def test_who_dropped_out_of_a_sum_is_lost_and_who_only_did_not_sign_is_not() -> None:
+    office = Office(clients=5)
+    office.draw()
+    draw = office.desk.chain.draw
+    assert draw is not None
+    gone, mute = office.clients[3:]
+
+    effects = office.handle(summed(draw.entry, office.clients[:3], dropped=(gone,), unheard=(gone, mute)), 2.0)
+    assert lost(effects) == [ClientLost(gone, 0, "offer")]
+    assert office.scheduler.live == set(office.clients) - {gone}
+
+
+# ── back-off ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_who_broke_the_protocol_is_not_drawn_for_some_versions(opened: bool) -> None:
+    office = Office(clients=3)
+    office.draw()
+    draw = office.desk.chain.draw
+    assert draw is not None
+    liar, *others = office.clients
+
+    event: Event = summed(draw.entry, office.clients, blamed=(liar,))
+    if not opened:
+        event = GroupGivenUp(draw.entry, 0, "another secret", (), (liar,))
+    effects = office.handle(event, 2.0)
+    assert [(n.event, n.fields) for n in only(Note, effects)] == [
+        ("client_backed_off", {"client": liar, "until_version": 2})
+    ]
+    office.handle(office.change(), 3.0)
+
+    for version in (1, 2):
+        offer = office.desk.offer(liar, 100 + version)
+        effects = office.handle(offer, 4.0)
+        refused = version < 2
+        assert notes(effects) == ([f"refused {RefusalReason.BACKED_OFF}"] if refused else [])
+        assert (Settle(offer.receipt) in effects) is refused
+        if refused:
+            effects = [*office.offers(others, 5.0, counter=100 + version), *office.handle(Tick(), 5.0 + DEADLINE_S)]
+            (made,) = draws(effects)
+            assert set(made.clients) == set(others)
+            office.read_back(effects, 40.0)
+            office.handle(office.change(), 41.0)
+    assert liar in office.scheduler.live
+
+
+# ── draws in vain ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_draws_of_one_version_in_vain_raise_an_alarm_and_another_version_begins_anew() -> None:
+    office = Office(clients=3)
+    alarms = []
+    for _ in range(VOID_DRAWS_ALARM + 1):
+        office.draw()
+        effects = office.handle(office.void(), 2.0)
+        alarms.append([note.fields["version"] for note in only(Note, effects) if note.event == "alarm"])
+    assert alarms == [[]] * (VOID_DRAWS_ALARM - 1) + [[0], [0]]
+
+    office.draw()
+    office.handle(office.change(), 3.0)
+    for _ in range(VOID_DRAWS_ALARM - 1):
+        office.draw()
+        assert "alarm" not in notes(office.handle(office.void(), 4.0))
+    office.draw()
+    assert "alarm" in notes(office.handle(office.void(), 5.0))
+
+
+# ── offers of groups of more than one ───────────────────────────────────────────────────────────────────────────────
+
+KEYS = PublicKeys(sealing=b"s" * 32, masking=b"m" * 32)
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_offers_bring_keys_exactly_where_groups_need_them(group_size: int) -> None:
+    office = Office(clients=4, group_size=group_size)
+
+    for client, keys in zip(office.clients, [None, KEYS], strict=False):
+        offer = office.desk.offer(client, keys=keys)
+        effects = office.handle(offer, 1.0)
+        fits = (keys is None) == (group_size == 1)
+        assert notes(effects) == ([] if fits else [f"refused {RefusalReason.MALFORMED}"])
+        assert (Settle(offer.receipt) in effects) is not fits
+
+
+def test_an_offer_too_large_for_a_roster_is_refused() -> None:
+    office = Office(clients=3)
+    offer = office.desk.offer(office.clients[0])
+
+    effects = office.handle(replace(offer, frame=bytes(OFFER_BYTES_MAX + 1)), 1.0)
+    assert notes(effects) == [f"refused {RefusalReason.MALFORMED}"]
+    assert notes(office.handle(offer, 1.0)) == []
+
+
+def test_groups_of_more_than_one_are_drawn_and_their_rosters_hold_the_offers() -> None:
+    office = Office(clients=7, group_size=3)
+    effects = office.offers(office.clients, 1.0, keys=KEYS)
+    (made,) = draws(effects)
+    assert (made.groups, len(made.clients)) == (2, 7)
+
+    effects += office.read_back(effects, 1.0)
+    jobs = [message for message in office.desk.open(effects) if isinstance(message, GroupJob)]
+    groups = [group for job in jobs for group in job.members]
+    assert sorted(len(group.members) for group in groups) == [3, 4]
+    for member in (member for group in groups for member in group.members):
+        assert office.desk.federation.opener().open(member.offer).sender == member.client
 
 
 def test_words_do_not_bring_back_a_client_that_has_left() -> None:
     office = Office(clients=3)
     office.draw()
-    draw = office.desk.chain.draw
-    assert draw is not None
     office.handle(office.desk.status(office.clients[0], ClientState.DRAINING), 2.0)
 
-    office.handle(words_of(office.clients[0], draw.entry), 2.0)
+    office.handle(words_of(office.clients[0]), 2.0)
     assert office.scheduler.live == set(office.clients[1:])
 
 
-@pytest.mark.parametrize(
-    "event", [GroupSummed(bytes(32), 0, ("client-0",), np.zeros(1, np.uint16)), DrawMade(bytes(32), 0, 1, ())]
-)
+@pytest.mark.parametrize("event", [summed(bytes(32), ["client-0"]), DrawMade(bytes(32), 0, 1, ())])
 def test_other_machines_events_change_nothing(event: Event) -> None:
     office = Office(clients=3)
 
@@ -547,7 +691,7 @@ def test_offers_are_settled_once_and_no_attempt_is_drawn_twice(steps: list[Any],
                 entries, written[:] = list(written), []
                 take(office.read_back(entries, now))
             case ("give up", client) if open_draw:
-                take(office.handle(GroupGivenUp(open_draw.entry, 0, "silent", (office.clients[client % 4],)), now))
+                take(office.handle(GroupGivenUp(open_draw.entry, 0, "silent", (office.clients[client % 4],), ()), now))
             case ("change", _) if open_draw and not written:
                 take(office.handle(office.change(), now))
             case ("void", _) if open_draw and not written:

@@ -40,7 +40,7 @@ def test_only_the_log_is_consumed_before_office() -> None:
 
     assert consumed() == [names.log]
     run.run(until=lambda: run.version == 0)
-    assert consumed()[1:] == [names.stage(f"stage-{1:032x}"[:18]), names.groups, names.offers]
+    assert consumed()[1:] == [names.stage(f"stage-{1:032x}"[:18]), names.groups, names.sums, names.offers]
 
 
 def test_everything_is_settled_when_a_run_is_over() -> None:

@@ -14,7 +14,7 @@ from deploy.demo.simulation import Simulation
 from shared.errors import SettingsError
 from shared.workloads.digits import Digits
 
-FEDERATION = {"clients": 8, "processes": 1, "partition": "iid", "attackers": 1}
+FEDERATION = {"clients": 8, "processes": 1, "partition": "iid", "attackers": 1, "group_size": 1}
 
 
 def simulate(**options: Any) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def known_round(honest: int = 10, attackers: int = 2, length: float = 1.0) -> tu
         coordinates=COORDINATES,
         attackers=attackers,
         clipping_norm=CLIPPING_NORM,
+        members=1,
         norm_max=2.1,
     )
     return own, known
@@ -79,6 +80,7 @@ def test_noise_is_long_and_has_no_direction() -> None:
         coordinates=None,
         attackers=1,
         clipping_norm=CLIPPING_NORM,
+        members=1,
         norm_max=2.1,
     )
 
@@ -132,6 +134,7 @@ def test_nothing_known_is_overwritten_and_zeros_do_no_harm(attack: str) -> None:
         coordinates=None,
         attackers=1,
         clipping_norm=1.0,
+        members=1,
         norm_max=1.0,
     )
 
@@ -144,7 +147,7 @@ def test_nothing_known_is_overwritten_and_zeros_do_no_harm(attack: str) -> None:
 def test_an_attack_that_is_not_one_is_refused() -> None:
     own, known = known_round()
 
-    assert set(ATTACKS) == {"sign-flip", "noise", "max-norm", "alie", "inner-product", "label-flip"}
+    assert set(ATTACKS) == {"sign-flip", "noise", "max-norm", "alie", "inner-product", "fill-range", "label-flip"}
     for name in ("sign_flip", *DATA_ATTACKS):
         with pytest.raises(SettingsError, match="sign-flip"):
             forge(name, own, known, np.random.default_rng(0))

@@ -23,6 +23,7 @@ REPORT_FIELDS = {
         "seconds",
         "bytes_up_per_update",
         "bytes_dense_per_update",
+        "recovered",
     },
 }
 ROUND_FIELDS = {
@@ -133,7 +134,20 @@ def test_the_demo_learns_digits_and_reports_every_version(rabbitmq_url: str, tmp
 
 
 def test_attackers_are_processes_of_their_own_and_are_named(rabbitmq_url: str, tmp_path: Path) -> None:
-    options = ("--clients", "6", "--processes", "1", "--rounds", "3", "--attackers", "1", "--attack", "sign-flip")
+    options = (
+        "--group-size",
+        "1",
+        "--clients",
+        "6",
+        "--processes",
+        "1",
+        "--rounds",
+        "3",
+        "--attackers",
+        "1",
+        "--attack",
+        "sign-flip",
+    )
 
     report, printed = run_demo(rabbitmq_url, tmp_path, *options)
 
@@ -145,7 +159,9 @@ def test_attackers_are_processes_of_their_own_and_are_named(rabbitmq_url: str, t
 
 @pytest.mark.slow
 def test_clients_that_die_are_named_with_the_phase_they_died_in(rabbitmq_url: str, tmp_path: Path) -> None:
-    report, printed = run_demo(rabbitmq_url, tmp_path, "--rounds", "15", "--drop", "3", "--processes", "2")
+    report, printed = run_demo(
+        rabbitmq_url, tmp_path, "--rounds", "15", "--drop", "3", "--processes", "2", "--group-size", "1"
+    )
 
     assert_stable_fields(report)
     assert [one["version"] for one in report["rounds"]] == list(range(1, 16))
@@ -163,7 +179,9 @@ def test_clients_that_die_are_named_with_the_phase_they_died_in(rabbitmq_url: st
 def test_a_client_that_cannot_train_says_why_and_the_others_go_on(rabbitmq_url: str, tmp_path: Path) -> None:
     # Given a workload that stands in the directory from where the demo is started
     (tmp_path / "troubled.py").write_text(TROUBLED)
-    options = "--workload troubled:Troubled --clients 6 --processes 2 --rounds 3 --robust mean --density 1"
+    options = (
+        "--workload troubled:Troubled --clients 6 --processes 2 --rounds 3 --robust mean --density 1 --group-size 1"
+    )
 
     report, printed = run_demo(rabbitmq_url, tmp_path, *options.split())
 

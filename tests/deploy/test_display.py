@@ -48,3 +48,13 @@ def test_what_an_operator_may_want_to_know_is_said_in_words(event: str, fields: 
     with Display(Console(file=output, width=200), Run("memory", ""), rounds=3, clients=2) as display:
         display.hear(event, fields)
     assert words in output.getvalue()
+
+
+def test_a_rejected_group_is_honest_only_without_any_attacker() -> None:
+    run = Run("memory", "in-process", attackers=["a"])
+    for clients in (["a", "b", "c"], ["b", "c", "d"], ["b", "c", "d"]):
+        run.hear("group_rejected", {"clients": clients})
+
+    report = run.report()
+    assert report["final"]["honest_groups_rejected"] == 2
+    assert report["attackers"] == [{"id": "a", "rejected": 1}]

@@ -44,6 +44,11 @@ def figures(*arguments: object) -> dict[str, Any]:
     return printed
 
 
+@pytest.fixture(autouse=True)
+def groups_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMITIA_GROUP_SIZE", "1")
+
+
 def test_without_keys_a_number_of_clients_is_enough() -> None:
     text = run("--check", "--clients", 20)
 

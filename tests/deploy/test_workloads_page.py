@@ -35,12 +35,14 @@ def accuracies(options: DemoOptions) -> list[float]:
 
 @pytest.mark.usefixtures("ward")
 def test_the_example_learns() -> None:
-    assert accuracies(DemoOptions(workload="ward:Ward", clients=8, processes=1, rounds=15))[-1] >= 0.8
+    assert accuracies(DemoOptions(workload="ward:Ward", clients=8, group_size=1, processes=1, rounds=15))[-1] >= 0.8
 
 
 @pytest.mark.parametrize("partition", ["labels:2", "quantity:1", "features:0.5"])
 def test_a_skewed_federation_learns(partition: str) -> None:
-    options = DemoOptions(workload="breast_cancer", partition=partition, clients=8, processes=1, rounds=10)
+    options = DemoOptions(
+        workload="breast_cancer", partition=partition, clients=8, group_size=1, processes=1, rounds=10
+    )
 
     assert accuracies(options)[-1] >= 0.85
 

@@ -120,14 +120,17 @@ class LiveFederation:
 
     def start_coordinator(self) -> LoggingProcess:
         """Start the coordinator and wait until it is in office."""
-        coordinator = self._start("coordinator", ["coordinator"], **self.settings)
+        coordinator = self._start("coordinator", ["coordinator"], **{"group_size": 1, **self.settings})
         coordinator.wait_for("in_office")
         return coordinator
 
     def start_worker(self, *clients: str, gated: bool = True, **settings: Any) -> LoggingProcess:
         """Start a worker process for these clients; one that is not gated passes the gate of `Gated` at any time."""
         name = f"worker-{len(self.processes)}"
-        return self._start(name, ["worker", "run"], gated=gated, clients=list(clients), **settings)
+        policy = {"allow_groups_of_one": True}
+        return self._start(
+            name, ["worker", "run"], gated=gated, clients=list(clients), **{"policy": policy, **settings}
+        )
 
     def start_workers(self, count: int) -> list[LoggingProcess]:
         """Start `count` worker processes that share out all clients."""

@@ -20,7 +20,7 @@ STATUS = Status(
     sequence=1, counter=0, state=ClientState.TRAINING_FAILED, version=0, worker="w-0", log_position="following"
 )
 OFFER = Offer(attempt=0, trained_version=0, trained_head=bytes(32), counter=0, nonce=bytes(16), worker="w-0")
-WORDS = Words(draw=bytes(32), group=0, transcript=bytes(32), part=0, parts=1, body=b"words of no group")
+WORDS = Words(transcript=bytes(32), participants=b"\1", part=0, parts=1, body=b"words of no group")
 REFUSED = {
     "malformed": 4,  # no batch twice, no frame twice
     "oversized": 1,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from shared.wire.membership import encode_members
+from shared.wire.member_sets import encode_members
 from tests.protocol.adversary import Place
 from tests.protocol.scenes import (
     ENOUGH,

@@ -14,7 +14,7 @@ import pytest
 from coordinator.events import GroupGivenUp, GroupSummed
 from shared.crypto.commitments import COMMITMENT_BYTES, NO_SHARE, seed_commitment
 from shared.crypto.shamir import SHARE_BYTES
-from shared.wire.membership import encode_members
+from shared.wire.member_sets import encode_members
 from shared.wire.messages import (
     SHARE_BOX_BYTES,
     Agreement,

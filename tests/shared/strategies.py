@@ -18,13 +18,18 @@ texts = st.text(max_size=500)
 norms = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
 coordinates = st.sampled_from(["round", "all"])
 
-members = st.builds(m.Member, client=names, site=names, worker=names, offer=hashes)
+member_sets = st.binary(min_size=1, max_size=m.MEMBERS_MAX // 8)
+keys = st.builds(m.PublicKeys, sealing=hashes, masking=hashes)
+members = st.builds(m.Member, client=names, site=names, worker=names, offer=bodies)
 groups = st.builds(
     m.Group,
     index=indices,
     members=st.lists(members, min_size=1, max_size=3).map(tuple),
     path=st.lists(hashes, max_size=4).map(tuple),
 )
+name_lists = st.lists(names, max_size=3).map(tuple)
+addressed = {"client": names, "stage": names}
+end = {"stage": names, "draw": hashes, "group": indices, "unheard": name_lists, "blamed": name_lists}
 link = {
     "parent": hashes,
     "term": counters,
@@ -41,6 +46,7 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
         counter=counters,
         nonce=nonces,
         worker=names,
+        keys=st.none() | keys,
     ),
     m.Kind.STATUS: st.builds(
         m.Status,
@@ -52,21 +58,45 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
         log_position=st.sampled_from(["absent", "following"]),
         reason=texts,
     ),
+    m.Kind.SHARES: st.builds(m.Shares, transcript=hashes, boxes=bodies, commitments=bodies, seed_commitment=hashes),
     m.Kind.WORDS: st.builds(
         m.Words,
-        draw=hashes,
-        group=indices,
         transcript=hashes,
+        participants=member_sets,
         part=st.integers(0, m.PIECES_MAX - 1),
         parts=st.integers(1, m.PIECES_MAX),
         body=bodies,
     ),
+    m.Kind.AGREEMENT: st.builds(m.Agreement, transcript=hashes, participants=member_sets, arrived=member_sets),
+    m.Kind.REVEAL: st.builds(m.Reveal, transcript=hashes, shares=bodies),
     m.Kind.TASK: st.builds(
         m.Task, client=names, version=versions, attempt=counters, head=hashes, snapshot_offset=counters
     ),
     m.Kind.ROSTER: st.builds(
         m.Roster, client=names, draw=hashes, version=versions, group=groups, groups=counts, stage=names
     ),
+    m.Kind.PARTICIPANTS: st.builds(
+        m.Participants,
+        **addressed,
+        transcript=hashes,
+        participants=member_sets,
+        boxes=st.lists(st.binary(max_size=m.SHARE_BOX_BYTES), max_size=3).map(tuple),
+        commitments=st.lists(st.binary(max_size=m.COMMITMENTS_BYTES), max_size=3).map(tuple),
+    ),
+    m.Kind.ARRIVED: st.builds(m.Arrived, **addressed, transcript=hashes, participants=member_sets, arrived=member_sets),
+    m.Kind.UNMASK: st.builds(
+        m.Unmask, **addressed, transcript=hashes, agreements=st.lists(bodies, max_size=3).map(tuple)
+    ),
+    m.Kind.SUM: st.builds(
+        m.Sum,
+        **end,
+        arrived=name_lists,
+        dropped=name_lists,
+        part=st.integers(0, m.PIECES_MAX - 1),
+        parts=st.integers(1, m.PIECES_MAX),
+        body=bodies,
+    ),
+    m.Kind.GIVEN_UP: st.builds(m.GivenUp, **end, reason=texts),
     m.Kind.GROUP_JOB: st.builds(
         m.GroupJob,
         draw=hashes,

@@ -18,28 +18,41 @@ from shared.identity import COORDINATOR
 from shared.incoming import keys_of
 from shared.wire import framing
 from shared.wire.framing import BATCH_BYTES_MAX, FRAME_BYTES_MIN, Opener, digest_of, pack_batches, seal, split_batch
-from shared.wire.messages import FRAME_BYTES_MAX, PIECE_BYTES_MAX, Kind, Message, Offer, Piece, Role, SnapshotEntry
+from shared.wire.messages import (
+    FRAME_BYTES_MAX,
+    OFFER_BYTES_MAX,
+    PIECE_BYTES_MAX,
+    Kind,
+    Message,
+    Offer,
+    Piece,
+    PublicKeys,
+    Role,
+    SnapshotEntry,
+)
 from tests.builders import FEDERATION_ID, Federation, make_federation, make_offer, signing_key
 from tests.shared.strategies import MESSAGES
 
 FEDERATION = make_federation(clients=3, revoked=("client-2",))
-OFFER = make_offer(version=7, head=bytes(range(32)), attempt=1, counter=300, nonce=b"n" * 16, worker="w-1")
+KEYS = PublicKeys(sealing=b"S" * 32, masking=b"M" * 32)
+OFFER = make_offer(version=7, head=bytes(range(32)), attempt=1, counter=300, nonce=b"n" * 16, worker="w-1", keys=KEYS)
 FRAME = FEDERATION.seal_as("client-0", OFFER)
 
 # Made with this code at wire version 1. The payload is written out after the msgpack specification, and the signature
 # is checked below against the Ed25519 of `cryptography`, over the bytes written out here.
 GOLDEN_HEADER = b"CMT\x01\x01\x08client-0"
 GOLDEN_PAYLOAD = (
-    b"\x86"  # a map of 6
+    b"\x87"  # a map of 7
     b"\xa7attempt\x01"
     b"\xaftrained_version\x07"
     b"\xactrained_head\xc4\x20" + bytes(range(32)) + b"\xa7counter\xcd\x01\x2c"
     b"\xa5nonce\xc4\x10nnnnnnnnnnnnnnnn"
     b"\xa6worker\xa3w-1"
+    b"\xa4keys\x82\xa7sealing\xc4\x20" + b"S" * 32 + b"\xa7masking\xc4\x20" + b"M" * 32
 )
 GOLDEN_SIGNATURE = bytes.fromhex(
-    "7690ecd92e902fd94e057569be33a0f11a633b1053d594460e5d2b2ec669af8e"
-    "f3e8acd4a51a9c06520301dda011ea2cb67890d0206733bd710f874b713aa30e"
+    "eee1c36f9c104e82aaf9dd93b88ed30bcf927d6eb6d72df447f1e6098f0474d4"
+    "526e93439a972e01bcc971f89818c9cae6c44897cb412f0ccd34d7104f9e4f00"
 )
 
 
@@ -95,6 +108,16 @@ def test_the_largest_piece_fits_a_frame_and_a_batch() -> None:
 
     assert len(frame) <= FRAME_BYTES_MAX
     assert split_batch(b"".join(pack_batches([frame]))) == [frame]
+
+
+def test_the_largest_offer_fits_a_roster() -> None:
+    name = "a" * 63
+    largest = make_offer(
+        version=2**48 - 1, attempt=2**63 - 1, counter=2**63 - 1, worker=name, keys=KEYS, nonce=bytes(16)
+    )
+
+    frame = seal(largest, sender=name, federation=FEDERATION_ID, key=signing_key(1))
+    assert len(frame) <= OFFER_BYTES_MAX
 
 
 def test_what_nobody_could_open_is_not_sealed() -> None:

@@ -23,7 +23,29 @@ from shared.incoming import open_delivery
 from shared.modellog.reader import Skipped
 from shared.telemetry import Telemetry
 from shared.wire.framing import MAGIC, WIRE_VERSION, pack_batches, split_batch
-from shared.wire.messages import Group, GroupJob, Kind, Mark, Member, Message, Piece, Role, Roster, Task, Words
+from shared.wire.messages import (
+    MESSAGE_TYPES,
+    Agreement,
+    Arrived,
+    GivenUp,
+    Group,
+    GroupJob,
+    Kind,
+    Mark,
+    Member,
+    Message,
+    Participants,
+    Piece,
+    PublicKeys,
+    Reveal,
+    Role,
+    Roster,
+    Shares,
+    Sum,
+    Task,
+    Unmask,
+    Words,
+)
 from tests.builders import (
     FEDERATION_ID,
     Federation,
@@ -46,15 +68,27 @@ H = bytes(range(32))
 
 def genuine_messages() -> list[Message]:
     """One of each kind that is not an entry."""
-    member = Member(client="client-0", site="site-0", worker="w-0", offer=H)
-    group = Group(index=0, members=(member,), path=(H, H))
+    offer = make_offer(keys=PublicKeys(sealing=H, masking=bytes(32)))
+    member = Member(client="client-0", site="site-0", worker="w-0", offer=FEDERATION.seal_as("client-0", offer))
+    group = Group(index=0, members=(member, member), path=(H, H))
+    to_member = {"client": "client-0", "stage": "stage-0", "transcript": H}
+    end = {"stage": "stage-0", "draw": H, "group": 0, "unheard": ("client-1",), "blamed": ("client-2",)}
+    agreement = Agreement(transcript=H, participants=b"\7", arrived=b"\3")
     return [
-        make_offer(),
+        offer,
         make_status(reason="why"),
-        Words(draw=H, group=0, transcript=H, part=0, parts=1, body=bytes(200)),
+        Shares(transcript=H, boxes=bytes(164), commitments=bytes(192), seed_commitment=H),
+        Words(transcript=H, participants=b"\7", part=0, parts=1, body=bytes(200)),
+        agreement,
+        Reveal(transcript=H, shares=bytes(99)),
         Task(client="client-0", version=1, attempt=0, head=H, snapshot_offset=0),
         Roster(client="client-0", draw=H, version=1, group=group, groups=1, stage="stage-0"),
+        Participants(**to_member, participants=b"\7", boxes=(bytes(82),) * 2, commitments=(bytes(64),) * 2),
+        Arrived(**to_member, participants=b"\7", arrived=b"\3"),
+        Unmask(**to_member, agreements=(FEDERATION.seal_as("client-0", agreement),)),
         GroupJob(draw=H, version=1, groups=1, members=(group,)),
+        Sum(**end, arrived=("client-0",), dropped=(), part=0, parts=1, body=bytes(200)),
+        GivenUp(**end, reason="why"),
         Piece(body=bytes(200)),
         Mark(session=bytes(16)),
     ]
@@ -149,7 +183,7 @@ class Fuzzer:
             payload = msgpack.packb(fields)
         else:
             payload = self.mutated(msgpack.packb(fields))
-        by_client = kind in (Kind.OFFER, Kind.STATUS, Kind.WORDS)
+        by_client = MESSAGE_TYPES[kind].signed_by is Role.CLIENT
         name = b"client-1" if by_client else COORDINATOR.encode()
         key = FEDERATION.clients["client-1"] if by_client else FEDERATION.coordinator
         head = bytes((WIRE_VERSION, kind, len(name))) + name
@@ -169,6 +203,8 @@ def make_fuzzer(seed: int, log: LogBook) -> Fuzzer:
     fuzzer = Fuzzer(random.Random(seed), [*(seal(FEDERATION, message) for message in messages), *entries])
     for message in messages:
         fuzzer.payloads.setdefault(message.kind, []).append(message.model_dump())
+    # Whatever kinds there are, the fuzzer knows them.
+    assert set(fuzzer.payloads) == set(MESSAGE_TYPES)
     return fuzzer
 
 

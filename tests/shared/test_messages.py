@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from tests.builders import make_offer, make_status
 
 H = bytes(32)
 LINK: dict[str, Any] = {"parent": H, "term": 1}
-MEMBER = {"client": "c", "site": "s", "worker": "w", "offer": H}
+MEMBER = {"client": "c", "site": "s", "worker": "w", "offer": b"o" * 200}
 GROUP = {"index": 0, "members": (MEMBER,), "path": ()}
+TO_MEMBER = {"client": "c", "stage": "s", "transcript": H}
+END: dict[str, Any] = {"stage": "s", "draw": H, "group": 0, "unheard": ("a",), "blamed": ()}
 SNAPSHOT = {
     "version": 0,
     "version_head": H,
@@ -31,10 +34,18 @@ SNAPSHOT = {
 VALID: dict[type[m.Message], dict[str, Any]] = {
     m.Offer: make_offer().model_dump(),
     m.Status: make_status().model_dump(),
-    m.Words: {"draw": H, "group": 0, "transcript": H, "part": 0, "parts": 1, "body": b""},
+    m.Shares: {"transcript": H, "boxes": b"", "commitments": b"", "seed_commitment": H},
+    m.Words: {"transcript": H, "participants": b"\1", "part": 0, "parts": 1, "body": b""},
+    m.Agreement: {"transcript": H, "participants": b"\7", "arrived": b"\3"},
+    m.Reveal: {"transcript": H, "shares": b""},
     m.Task: {"client": "c", "version": 0, "attempt": 0, "head": H, "snapshot_offset": 0},
     m.Roster: {"client": "c", "draw": H, "version": 0, "group": GROUP, "groups": 1, "stage": "s"},
+    m.Participants: {**TO_MEMBER, "participants": b"\7", "boxes": (b"",), "commitments": (b"",)},
+    m.Arrived: {**TO_MEMBER, "participants": b"\7", "arrived": b"\3"},
+    m.Unmask: {**TO_MEMBER, "agreements": (b"frame",)},
     m.GroupJob: {"draw": H, "version": 0, "groups": 1, "members": (GROUP,)},
+    m.Sum: {**END, "arrived": ("c",), "dropped": ("a",), "part": 0, "parts": 1, "body": b""},
+    m.GivenUp: {**END, "reason": ""},
     m.Piece: {"body": b""},
     m.Mark: {"session": bytes(16)},
     m.TermEntry: {**LINK, "session": bytes(16)},
@@ -66,6 +77,18 @@ BODY = (bytes(m.PIECE_BYTES_MAX + 1), "text", None)
 NORM = (0.0, -1.0, float("nan"), float("inf"), "1")
 TEXT = ("x" * 501, b"x", None)
 RUN = ("pause", 1, None)
+PART = (-1, m.PIECES_MAX)
+PARTS = (0, m.PIECES_MAX + 1)
+PLACES = (b"", bytes(m.MEMBERS_MAX // 8 + 1), 7, None)
+NAMES = (("A",), ("a", 1), ["a"], "a")
+ADDRESSED: dict[str, tuple[Any, ...]] = {"client": NAME, "stage": NAME, "transcript": HASH}
+ENDED: dict[str, tuple[Any, ...]] = {
+    "stage": NAME,
+    "draw": HASH,
+    "group": INDEX,
+    "unheard": NAMES,
+    "blamed": NAMES,
+}
 HASHES = ((bytes(31),), [H], H)
 
 REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
@@ -76,6 +99,7 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
         "counter": COUNTER,
         "nonce": NONCE,
         "worker": NAME,
+        "keys": ({"sealing": H}, {"sealing": H, "masking": bytes(31)}, {"sealing": H, "masking": H, "more": H}, H),
     },
     m.Status: {
         "sequence": COUNTER,
@@ -86,29 +110,54 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
         "log_position": ("behind", 1),
         "reason": TEXT,
     },
-    m.Words: {
-        "draw": HASH,
-        "group": INDEX,
+    m.Shares: {
         "transcript": HASH,
-        "part": (-1, m.PIECES_MAX),
-        "parts": (0, m.PIECES_MAX + 1),
-        "body": BODY,
+        "boxes": (bytes(m.MEMBERS_MAX * m.SHARE_BOX_BYTES + 1), (b"",), None),
+        "commitments": (bytes(m.MEMBERS_MAX * m.COMMITMENTS_BYTES + 1), None),
+        "seed_commitment": HASH,
     },
+    m.Words: {"transcript": HASH, "participants": PLACES, "part": PART, "parts": PARTS, "body": BODY},
+    m.Agreement: {"transcript": HASH, "participants": PLACES, "arrived": PLACES},
+    m.Reveal: {"transcript": HASH, "shares": (bytes(m.MEMBERS_MAX * m.SHARE_BYTES + 1), (b"",), None)},
     m.Task: {"client": NAME, "version": VERSION, "attempt": COUNTER, "head": HASH, "snapshot_offset": COUNTER},
     m.Roster: {
         "client": NAME,
         "draw": HASH,
         "version": VERSION,
-        "group": ({**GROUP, "members": ()}, {**GROUP, "path": (H,) * 33}, {**GROUP, "more": 1}),
+        "group": (
+            {**GROUP, "members": ()},
+            {**GROUP, "members": (MEMBER,) * (m.MEMBERS_MAX + 1)},
+            {**GROUP, "members": ({**MEMBER, "offer": bytes(m.OFFER_BYTES_MAX + 1)},)},
+            {**GROUP, "path": (H,) * 33},
+            {**GROUP, "more": 1},
+        ),
         "groups": COUNT,
         "stage": NAME,
+    },
+    m.Participants: {
+        **ADDRESSED,
+        "participants": PLACES,
+        "boxes": ((bytes(m.SHARE_BOX_BYTES + 1),), (b"",) * (m.MEMBERS_MAX + 1), [b""]),
+        "commitments": ((bytes(m.COMMITMENTS_BYTES + 1),), (b"",) * (m.MEMBERS_MAX + 1), [b""]),
+    },
+    m.Arrived: {**ADDRESSED, "participants": PLACES, "arrived": PLACES},
+    m.Unmask: {
+        **ADDRESSED,
+        "agreements": ((bytes(m.OFFER_BYTES_MAX + 1),), (b"",) * (m.MEMBERS_MAX + 1), [b""]),
     },
     m.GroupJob: {
         "draw": HASH,
         "version": VERSION,
         "groups": COUNT,
-        "members": ((), (GROUP,) * 1025, ({**GROUP, "members": (MEMBER,) * 1025},), ({**GROUP, "index": -1},)),
+        "members": (
+            (),
+            (GROUP,) * 1025,
+            ({**GROUP, "members": (MEMBER,) * (m.MEMBERS_MAX + 1)},),
+            ({**GROUP, "index": -1},),
+        ),
     },
+    m.Sum: {**ENDED, "arrived": NAMES, "dropped": NAMES, "part": PART, "parts": PARTS, "body": BODY},
+    m.GivenUp: {**ENDED, "reason": TEXT},
     m.Piece: {"body": BODY},
     m.Mark: {"session": NONCE},
     m.TermEntry: {
@@ -153,6 +202,9 @@ CASES = [
 ]
 
 
+OPTIONAL = {t: {name for name, info in t.model_fields.items() if not info.is_required()} for t in VALID}
+
+
 def concrete_types(root: type[BaseModel] = m.Message) -> set[type[BaseModel]]:
     found = {kind for child in root.__subclasses__() for kind in concrete_types(child)}
     return found if "kind" not in vars(root) else found | {root}
@@ -165,9 +217,17 @@ def test_the_decoder_knows_every_type_and_numbers_never_change() -> None:
         1: "Offer",
         2: "Status",
         3: "Words",
+        4: "Shares",
+        5: "Agreement",
+        6: "Reveal",
         16: "Task",
         17: "Roster",
         18: "GroupJob",
+        19: "Participants",
+        20: "Arrived",
+        21: "Unmask",
+        22: "Sum",
+        23: "GivenUp",
         32: "Piece",
         33: "Mark",
         34: "TermEntry",
@@ -184,7 +244,7 @@ def test_the_decoder_knows_every_type_and_numbers_never_change() -> None:
 def test_clients_sign_what_goes_up_and_nothing_else() -> None:
     signed_by_clients = {t for t in m.MESSAGE_TYPES.values() if t.signed_by is m.Role.CLIENT}
 
-    assert signed_by_clients == {m.Offer, m.Status, m.Words}
+    assert signed_by_clients == {m.Offer, m.Status, m.Shares, m.Words, m.Agreement, m.Reveal}
 
 
 @pytest.mark.parametrize("message_type", VALID)
@@ -208,11 +268,26 @@ def test_unknown_missing_and_changed_fields_are_refused(message_type: type[m.Mes
     fields = VALID[message_type]
     with pytest.raises(ValidationError):
         message_type.model_validate({**fields, "more": 1})
-    for name in fields.keys() - {"body", "reason"}:
+    for name in fields.keys() - OPTIONAL[message_type]:
         with pytest.raises(ValidationError):
             message_type.model_validate({key: value for key, value in fields.items() if key != name})
     with pytest.raises(ValidationError):
         setattr(message_type.model_validate(fields), next(iter(fields)), next(iter(fields.values())))
+
+
+def test_what_may_be_left_out_of_a_message_is_known() -> None:
+    entries = {"body", "pieces"}
+    optional = {m.Offer: {"keys"}, m.Status: {"reason"}}
+
+    for message_type, names in OPTIONAL.items():
+        assert names == (entries if issubclass(message_type, m.Entry) else optional.get(message_type, set()))
+
+
+def test_a_group_is_committed_to_by_its_clients_and_the_digests_of_their_offers() -> None:
+    group = m.Group.model_validate({**GROUP, "members": (MEMBER, {**MEMBER, "client": "d", "offer": b"another"})})
+
+    expected = (("c", hashlib.sha256(b"o" * 200).digest()), ("d", hashlib.sha256(b"another").digest()))
+    assert group.leaf == expected
 
 
 def test_closed_states_are_states() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from shared.codec.validation import validation_slots
+from shared.crypto.threshold import threshold
 from shared.errors import PlanError
-from shared.plan import Plan, decode_plan, make_plan
+from shared.plan import SUMMED_MIN, Plan, decode_plan, make_plan
 from shared.plan_sections import AggregationPlan, RoundPlan
-from shared.wire.messages import GROUPS_MAX, PLAN_BYTES_MAX
+from shared.wire.messages import GROUPS_MAX, MEMBERS_MAX, PLAN_BYTES_MAX
 from tests.builders import FEDERATION_ID, tiny_plan
 
 MINIMAL = {
@@ -29,8 +30,9 @@ def test_the_defaults_are_a_sound_plan() -> None:
     plan = make_plan(**MINIMAL)
 
     assert plan.aggregation == AggregationPlan(rule="nnm-trimmed-mean", trim=1, gates=True, quorum=None)
-    assert (plan.coordinate_count, plan.rescale, plan.bits, plan.members_max) == (1000, 10.0, 16, 1)
-    assert (plan.min_groups, plan.min_offers) == (3, 3)
+    assert (plan.group_size, plan.max_colluders, plan.threshold_fraction, plan.min_summed) == (4, 1, 0.0, None)
+    assert (plan.coordinate_count, plan.rescale, plan.bits, plan.members_max) == (1000, 10.0, 16, 7)
+    assert (plan.min_groups, plan.min_offers) == (3, 12)
     assert (plan.round.offer_quorum, plan.round.straggler_grace_s, plan.round.snapshot_every) == (1.0, 2.0, 20)
     assert (plan.round.round_deadline_s, plan.round.group_step_s, plan.round.sums_deadline_s) == (30.0, 10.0, 60.0)
 
@@ -38,7 +40,17 @@ def test_the_defaults_are_a_sound_plan() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"group_size": 2}, "group_size=2: secure groups are not part of this version; use 1"),
+        (
+            {"group_size": 2},
+            "group_size=2: max_colluders: a group of 2 cannot stand 1 colluders; allow fewer of them or make groups "
+            "larger",
+        ),
+        (
+            {"max_colluders": 3},
+            "group_size=4: max_colluders: a group of 4 cannot stand 3 colluders; allow fewer of them or make groups "
+            "larger",
+        ),
+        ({"min_summed": 5}, "min_summed=5 is more than the 4 members of a group: lower it"),
         (
             {"aggregation": {"rule": "median", "trim": 2}},
             "aggregation.trim=2 has no effect with the rule 'median'; set trim to 0",
@@ -66,7 +78,7 @@ def test_the_defaults_are_a_sound_plan() -> None:
         ),
         (
             {"dimension": 10**9, "codec": {"bits": 16}},
-            "codec.bits=16: rounding 100000000 values in groups of up to 1 would add noise above 5 % of the clipping "
+            "codec.bits=16: rounding 100000000 values in groups of up to 7 would add noise above 5 % of the clipping "
             "norm; use 32",
         ),
         (
@@ -84,7 +96,7 @@ def test_the_defaults_are_a_sound_plan() -> None:
             "float_buffers: the server optimizer SGD with {'lr': 1.5} does not average running "
             "statistics; use 'fedavg' (SGD, lr 1 or less, nothing else), or leave float_buffers off",
         ),
-        ({"round": {"cohort_size": 2}}, "round.cohort_size=2 is below the 3 offers that a draw needs"),
+        ({"round": {"cohort_size": 2}}, "round.cohort_size=2 is below the 12 offers that a draw needs"),
         ({"metric_bounds": {"not a name": 1.0}}, "metric_bounds: names must be identifiers"),
         (
             {"steering": {"watch": "clients"}},
@@ -126,6 +138,12 @@ def test_an_unsound_plan_is_refused(fields: dict[str, Any], message: str) -> Non
         ({"dimension": 1 << 32}, "plan.dimension"),
         ({"federation": "Not.A.Name"}, "plan.federation"),
         ({"layout_digest": "xyz"}, "plan.layout_digest"),
+        ({"group_size": 0}, "plan.group_size"),
+        ({"group_size": MEMBERS_MAX // 2 + 1}, "plan.group_size"),
+        ({"max_colluders": -1}, "plan.max_colluders"),
+        ({"threshold_fraction": 1.1}, "plan.threshold_fraction"),
+        ({"threshold_fraction": -0.1}, "plan.threshold_fraction"),
+        ({"min_summed": 0}, "plan.min_summed"),
         ({"weight_records_max": 0}, "plan.weight_records_max"),
         ({"metric_bounds": {"loss": 0}}, "plan.metric_bounds.loss"),
         ({"metric_bounds": {"loss": float("inf")}}, "plan.metric_bounds.loss"),
@@ -203,6 +221,10 @@ def test_every_field_is_part_of_the_digest() -> None:
         "dimension": 9,
         "float_buffers": True,
         "initial_weights_sha256": "2" * 64,
+        "group_size": 4,
+        "max_colluders": 0,
+        "threshold_fraction": 0.75,
+        "min_summed": 2,
         "weight_records_max": 11,
         "metric_bounds": validation_slots({"loss": 1.0}),
         "training": {**fields["training"], "batch_size": 17},
@@ -213,7 +235,7 @@ def test_every_field_is_part_of_the_digest() -> None:
         "steering": {**fields["steering"], "schedule": "cosine"},
     }
 
-    assert set(changes) == set(fields) - {"protocol_version", "group_size"}
+    assert set(changes) == set(fields) - {"protocol_version"}
     digests = {make_plan(**{**fields, name: value}).digest() for name, value in changes.items()}
     assert len(digests | {plan.digest()}) == len(changes) + 1
 
@@ -227,7 +249,7 @@ def test_the_number_of_rounds_is_signed_but_no_part_of_what_a_federation_is() ->
 
 def test_the_digest_of_a_plan_never_changes() -> None:
     # Made with this code at protocol version 1: a federation keeps its plan over releases of Comitia.
-    assert tiny_plan().digest().hex() == "a2f1dd5466dc3bae00beae65c6040a94b25170710b9eb239762d4347f2314515"
+    assert tiny_plan().digest().hex() == "6a36a903458910703bb24e891ba907e5129ae191306ae090101fc33c18c78886"
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"protocol_version": 2}', b"{" * 5000])
@@ -239,7 +261,7 @@ def test_what_is_no_plan_of_this_version_is_refused(data: bytes) -> None:
 def test_an_unsound_plan_is_refused_also_when_it_is_read() -> None:
     unsound = tiny_plan().encode().replace(b'"group_size":1', b'"group_size":2')
 
-    with pytest.raises(PlanError, match="secure groups"):
+    with pytest.raises(PlanError, match="a group of 2 cannot stand 1 colluders"):
         decode_plan(unsound)
 
 
@@ -275,6 +297,66 @@ def test_a_server_optimizer_may_be_given_by_its_name(name: str, optimizer: str, 
 def test_a_name_that_is_no_preset_is_refused_with_those_that_are() -> None:
     with pytest.raises(PlanError, match="'fedprox' is none of fedavg, fedavgm, fedadam"):
         tiny_plan(aggregation={"rule": "mean", "trim": 0, "server_optimizer": "fedprox"})
+
+
+# ── groups ──
+
+
+def test_a_group_of_one_needs_nobody_else_whatever_the_plan_says_of_groups() -> None:
+    plan = tiny_plan(group_size=1, max_colluders=5, threshold_fraction=1.0)
+
+    assert (plan.threshold(1), plan.members_max, plan.min_offers) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "floors"),
+    [
+        ({"group_size": 2, "max_colluders": 0}, {2: 2, 3: 3}),
+        ({"group_size": 3}, {3: 3, 4: 3, 5: 4}),
+        ({"group_size": 4}, {4: 3, 5: 4, 6: 4, 7: 5}),
+        ({"group_size": 4, "min_summed": 4}, {4: 4, 5: 4, 6: 4, 7: 5}),
+        ({"group_size": 4, "min_summed": 1}, {4: 3, 7: 5}),
+        ({"group_size": 4, "threshold_fraction": 1.0}, {4: 4, 5: 5, 7: 7}),
+        ({"group_size": 8, "max_colluders": 0, "min_summed": 1}, {8: 5, 15: 8}),
+    ],
+)
+def test_no_sum_of_fewer_updates_is_opened(fields: dict[str, Any], floors: dict[int, int]) -> None:
+    plan = tiny_plan(**fields)
+
+    assert {members: plan.summed_floor(members) for members in floors} == floors
+    assert all(plan.summed_floor(members) >= plan.threshold(members) for members in floors)
+
+
+def test_every_group_that_a_draw_can_make_can_be_summed() -> None:
+    """What `make_plan` lets through never raises at any size of group; and what it refuses could."""
+    sound = 0
+    for size in range(2, 9):
+        for colluders in range(6):
+            for fraction in (0.0, 0.55, 1.0):
+                fields = {"group_size": size, "max_colluders": colluders, "threshold_fraction": fraction}
+                try:
+                    plan = tiny_plan(**fields)
+                except PlanError:
+                    with pytest.raises(PlanError):
+                        threshold(size, colluders, fraction)
+                    continue
+                sound += 1
+                for members in range(size, plan.members_max + 1):
+                    floor = plan.summed_floor(members)
+                    assert min(SUMMED_MIN, members) <= floor <= members
+                    assert plan.threshold(members) == threshold(members, colluders, fraction)
+                    assert plan.sum_format(members, 1.0).members == members
+    assert sound > 20
+
+
+@pytest.mark.parametrize("size", [1, 4, 16, MEMBERS_MAX // 2])
+def test_the_offers_of_a_draw_fill_its_groups(size: int) -> None:
+    plan = tiny_plan(group_size=size, aggregation={"rule": "trimmed-mean", "trim": 1})
+
+    assert (plan.min_groups, plan.min_offers, plan.members_max) == (3, 3 * size, 2 * size - 1)
+    plan.check_clients(3 * size)
+    with pytest.raises(PlanError, match=f"need {3 * size} clients"):
+        plan.check_clients(3 * size - 1)
 
 
 # ── quorums and clients ──

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from shared.codec.coordinates import coordinates_digest
-from shared.rounds import ground_of, threshold, transcript_of
-from shared.wire.messages import Member
+from shared.rounds import ground_of, transcript_of
+from shared.wire.messages import Group, Member
 from tests.builders import LogBook, make_federation, tiny_plan
 
 FEDERATION = make_federation()
-MEMBERS = (Member(client="client-0", site="site-0", worker="w-0", offer=b"o" * 32),)
+MEMBER = Member(client="client-0", site="site-0", worker="w-0", offer=b"o" * 200)
+GROUP = Group(index=0, members=(MEMBER,), path=())
 DRAW = b"d" * 32
+
+
+def _group(**fields: object) -> Group:
+    return GROUP.model_copy(update=fields)
 
 
 def log_of(**plan: object) -> LogBook:
@@ -31,7 +35,7 @@ def test_two_readers_compute_the_same_transcript() -> None:
     ours, theirs = (ground_of(reader) for reader in (book.reader, other))
 
     assert ours == theirs
-    assert transcript_of(ours, DRAW, 0, 0, MEMBERS) == transcript_of(theirs, DRAW, 0, 0, MEMBERS)
+    assert transcript_of(ours, DRAW, 0, GROUP) == transcript_of(theirs, DRAW, 0, GROUP)
 
 
 def test_the_ground_holds_the_coordinates_of_the_round() -> None:
@@ -53,23 +57,37 @@ def test_everything_that_members_must_see_alike_changes_the_transcript() -> None
     ground = ground_of(log_of().reader)
     other_plan = ground_of(log_of(weight_records_max=11).reader)
     others = [
-        (ground, b"x" * 32, 0, 0, MEMBERS),
-        (ground, DRAW, 1, 0, MEMBERS),
-        (ground, DRAW, 0, 1, MEMBERS),
-        (ground, DRAW, 0, 0, (MEMBERS[0].model_copy(update={"client": "client-1"}),)),
-        (ground, DRAW, 0, 0, (MEMBERS[0].model_copy(update={"offer": b"x" * 32}),)),
-        (other_plan, DRAW, 0, 0, MEMBERS),
-        (replace(ground, directory_digest=b"x" * 32), DRAW, 0, 0, MEMBERS),
-        (replace(ground, coordinates_digest=b"x" * 32), DRAW, 0, 0, MEMBERS),
+        (ground, b"x" * 32, 0, GROUP),
+        (ground, DRAW, 1, GROUP),
+        (ground, DRAW, 0, _group(index=1)),
+        (ground, DRAW, 0, _group(members=(MEMBER.model_copy(update={"client": "client-1"}),))),
+        (ground, DRAW, 0, _group(members=(MEMBER.model_copy(update={"offer": b"x" * 200}),))),
+        (ground, DRAW, 0, _group(members=(MEMBER, MEMBER))),
+        (other_plan, DRAW, 0, GROUP),
+        (replace(ground, directory_digest=b"x" * 32), DRAW, 0, GROUP),
+        (replace(ground, coordinates_digest=b"x" * 32), DRAW, 0, GROUP),
     ]
 
     transcripts = {transcript_of(*arguments) for arguments in others}
 
-    assert len(transcripts | {transcript_of(ground, DRAW, 0, 0, MEMBERS)}) == len(others) + 1
+    assert len(transcripts | {transcript_of(ground, DRAW, 0, GROUP)}) == len(others) + 1
 
 
-def test_only_groups_of_one_have_a_threshold() -> None:
-    assert threshold(1) == 1
-    for members in (0, 2):
-        with pytest.raises(ValueError, match=f"group of {members}"):
-            threshold(members)
+def test_the_threshold_is_the_plans_and_part_of_the_transcript() -> None:
+    group = _group(members=tuple(MEMBER.model_copy(update={"client": f"client-{n}"}) for n in range(5)))
+    plans = [tiny_plan(group_size=5, **fields) for fields in ({}, {"threshold_fraction": 0.9})]
+    assert [plan.threshold(5) for plan in plans] == [4, 5]
+
+    # Only t differs: the plan's digest is held fast.
+    ground = ground_of(log_of().reader)
+    transcripts = {transcript_of(replace(ground, plan=plan), DRAW, 0, group) for plan in plans}
+
+    assert len(transcripts) == 2
+
+
+def test_a_transcript_binds_what_travels_of_a_member_only_where_it_matters() -> None:
+    """Where a member is reached is no part of what it signs: another worker may take it over."""
+    ground = ground_of(log_of().reader)
+    moved = _group(members=(MEMBER.model_copy(update={"worker": "w-9", "site": "site-9"}),), path=(b"p" * 32,))
+
+    assert transcript_of(ground, DRAW, 0, moved) == transcript_of(ground, DRAW, 0, GROUP)

@@ -26,6 +26,7 @@ from shared.wire.topology import log_queue
 from tests.builders import ENROLMENT, make_federation, tiny_plan
 from tests.tiny_workload import RECORDS_MAX, TinyWorkload
 from worker.events import Train, TrainingFailed, TrainingFinished
+from worker.policy import Policy
 from worker.service import Identity, WorkerService
 from worker.state import ClientState
 from worker.storage import MemoryStorage
@@ -153,12 +154,14 @@ class FederationRun:
         plan: dict[str, Any] | None = None,
         faults: Faults | None = None,
         workload: TinyWorkload | None = None,
+        policy: Policy | None = None,
         seed: int = 0,
     ) -> None:
         self.workload = workload or TinyWorkload()
         self.keys = make_federation(clients)
         self.clients = sorted(self.keys.clients)
         self.plan = run_plan(self.workload, clients, **(plan or {}))
+        self.policy = policy or Policy(allow_groups_of_one=self.plan.group_size == 1)
         self.now = 1.0
         self.broker = MemoryBroker(lambda: self.now, faults)
         self.chance = random.Random(seed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,17 +14,34 @@ from shared.crypto.draw import group_leaf
 from shared.effects import Note, Publish, Receipt
 from shared.modellog.entries import SealedEntry
 from shared.plan import Plan
-from shared.wire.framing import digest_of
-from shared.wire.messages import Group, Member, Message, Offer, Roster, Status, Task, Words
-from tests.builders import FEDERATION_ID, LogBook, make_delivery, make_federation, tiny_plan
-from worker.client import ClientMachine, Seat
+from shared.wire.member_sets import encode_members
+from shared.wire.messages import (
+    COMMITMENTS_BYTES,
+    SHARE_BOX_BYTES,
+    Agreement,
+    Arrived,
+    Group,
+    Member,
+    Message,
+    Offer,
+    Participants,
+    PublicKeys,
+    Roster,
+    Shares,
+    Status,
+    Task,
+    Unmask,
+    Words,
+)
+from tests.builders import FEDERATION_ID, LogBook, make_delivery, make_federation, make_offer, tiny_plan
+from worker.client import ClientMachine
 from worker.events import (
     CounterRaised,
     DropUpdate,
     Event,
+    GroupMessageArrived,
     LogMoved,
     RaiseCounter,
-    RosterArrived,
     SaveUpdate,
     SpendUpdate,
     TaskArrived,
@@ -34,9 +52,13 @@ from worker.events import (
     UpdateSpent,
     WorkerEffect,
 )
+from worker.member import GroupMember
+from worker.policy import Policy
+from worker.seat import Seat
 from worker.signs_of_life import Phase
 from worker.state import ClientState, commit
 from worker.storage import MemoryStorage
+from worker.update import prepare_words
 
 E = TypeVar("E")
 CLIENT = "client-0"
@@ -47,6 +69,12 @@ METRICS = {"loss": 1.5}
 def client_plan(**fields: Any) -> Plan:
     dimension = fields.pop("dimension", D)
     return tiny_plan(dimension, **{"metric_bounds": {"loss": 10.0}, "round": {"rounds": 50}, **fields})
+
+
+def entropy_of(seed: str) -> Callable[[int], bytes]:
+    """Bytes that are the same in every run, and others at every call."""
+    calls = itertools.count()
+    return lambda count: hashlib.shake_256(f"{seed} {next(calls)}".encode()).digest(count)
 
 
 def only(kind: type[E], effects: Iterable[object]) -> list[E]:
@@ -64,25 +92,28 @@ def notes(effects: Iterable[object]) -> list[str]:
 class Client:
     """A machine with a state directory. What it asks of the disk is done by `disk`, when the test says so."""
 
-    def __init__(self, plan: Plan | None = None, book: LogBook | None = None) -> None:
-        self.federation = make_federation(3)
+    def __init__(self, plan: Plan | None = None, book: LogBook | None = None, policy: Policy | None = None) -> None:
+        self.federation = make_federation(5)
         self.book = book or LogBook(self.federation, plan or client_plan())
         if self.book.reader.chain is None:
             self.book.snapshot()
         self.storage = MemoryStorage()
         self._sequence = itertools.count(1)
-        self._nonces = itertools.count(1)
+        self._entropy = entropy_of(CLIENT)
+        size = self.book.plan.group_size
+        self.policy = policy or Policy(allow_groups_of_one=True, min_members=min(3, size), min_summed=min(3, size))
+        self.peers: dict[str, GroupMember] = {}
         self.start()
 
     def start(self) -> None:
         """A new process serves the client, from its disk."""
         self.state = ClientState(self.storage, client=CLIENT, federation=FEDERATION_ID)
         self.machine = ClientMachine(
-            Seat(CLIENT, "site-0", "w-0", lambda message: self.federation.seal_as(CLIENT, message)),
+            self.seat(CLIENT),
             self.federation.names,
             self.book.reader,
-            rounding=np.random.default_rng(0),
-            nonce=lambda: next(self._nonces).to_bytes(16, "big"),
+            self.member(CLIENT, self._entropy),
+            entropy=self._entropy,
             sequence=lambda: next(self._sequence),
             counter=self.state.counter,
             last_task=self.state.last_task,
@@ -90,6 +121,23 @@ class Client:
             residual=self.state.residual(),
         )
         self.history: list[WorkerEffect] = []
+
+    def seat(self, client: str) -> Seat:
+        return Seat(client, "site-0", f"w-{client[-1]}", lambda message: self.federation.seal_as(client, message))
+
+    def member(self, client: str, entropy: Callable[[int], bytes]) -> GroupMember:
+        """A client's part in groups."""
+        return GroupMember(
+            self.seat(client),
+            self.federation.names,
+            self.book.reader,
+            self.federation.directory,
+            self.federation.opener(),
+            self.policy,
+            rounding=np.random.default_rng(0),
+            encode=prepare_words,
+            entropy=entropy,
+        )
 
     @property
     def phase(self) -> Phase:
@@ -144,33 +192,55 @@ class Client:
         outcome: dict[str, Any] = {"values": values, "num_examples": 5, "metrics": METRICS}
         return TrainingFinished(**{"task": order.task, **outcome, **fields})
 
-    def draw(self, *offers: tuple[str, bytes]) -> tuple[SealedEntry, list[Roster]]:
+    def draw(self, *offers: bytes) -> tuple[SealedEntry, list[Roster]]:
         """Draw these offers (default: ours), groups of one; the entry is in the log, but `LogMoved` was not said."""
-        entry, rosters = self.draft_draw(*offers)
+        entry, rosters = self.draft_draw(*((offer,) for offer in offers or (self.offer_frame(),)))
         self.book.write(*entry.frames())
         return entry, rosters
 
-    def draft_draw(self, *offers: tuple[str, bytes]) -> tuple[SealedEntry, list[Roster]]:
-        """As `draw`, but the entry is still on its way."""
-        drawn = offers or ((CLIENT, self.offer_digest()),)
-        leaves = [group_leaf(index, [offer]) for index, offer in enumerate(drawn)]
+    def draft_draw(self, *groups: tuple[bytes, ...]) -> tuple[SealedEntry, list[Roster]]:
+        """A draw of groups of these offers (default: ours alone), on its way: of each group its first member's roster.
+
+        A roster says what is true of its draw; whether the plan would make such a group is not asked.
+        """
+        drawn = [tuple(self.make_member(offer) for offer in group) for group in groups or ((self.offer_frame(),),)]
+        unproven = [Group(index=index, members=members, path=()) for index, members in enumerate(drawn)]
+        leaves = [group_leaf(group.index, group.leaf) for group in unproven]
         entry = self.book.seal(self.book.draw_draft(len(drawn), merkle.root(leaves)))
         rosters = [
             Roster(
-                client=client,
+                client=group.members[0].client,
                 draw=entry.digest,
                 version=self.book.chain.version,
-                group=Group(
-                    index=index,
-                    members=(Member(client=client, site="site-0", worker="w-0", offer=offer),),
-                    path=merkle.path(leaves, index),
-                ),
+                group=group.model_copy(update={"path": merkle.path(leaves, group.index)}),
                 groups=len(drawn),
                 stage="stage-1",
             )
-            for index, (client, offer) in enumerate(drawn)
+            for group in unproven
         ]
         return entry, rosters
+
+    def make_member(self, offer: bytes) -> Member:
+        """The member that has made this offer."""
+        opened = self.federation.opener().open(offer)
+        assert isinstance(opened.message, Offer)
+        return Member(client=opened.sender, site="site-0", worker=opened.message.worker, offer=offer)
+
+    def offer_of(self, client: str, **fields: Any) -> bytes:
+        """A genuine offer of a client for the present round, with keys of its own if groups need them."""
+        chain = self.book.chain
+        keys = None
+        if self.book.plan.group_size > 1:
+            keys = PublicKeys(sealing=hashlib.sha256(client.encode()).digest(), masking=bytes(31) + client[-1].encode())
+        present = {"attempt": chain.attempt, "keys": keys, "worker": f"w-{client[-1]}"}
+        return self.federation.seal_as(client, make_offer(chain.version, chain.version_head, **{**present, **fields}))
+
+    def peer_offer(self, client: str) -> bytes:
+        """An offer of another client whose part in the group is really played: see `participants`."""
+        self.peers[client] = self.member(client, entropy_of(client))
+        frame = self.offer_of(client, keys=self.peers[client].draw_keys())
+        self.peers[client].offered(frame)
+        return frame
 
     def change(self) -> None:
         """The open draw is closed by a step; `LogMoved` was not said."""
@@ -186,17 +256,50 @@ class Client:
         """Messages of one kind."""
         return only(kind, self.open(effects))
 
-    def offer_digest(self) -> bytes:
-        """The digest of the newest offer that has left."""
+    def offer_frame(self) -> bytes:
+        """The newest offer that has left."""
         opener = self.federation.opener()
-        frames = [p.frame for p in only(Publish, self.history) if isinstance(opener.open(p.frame).message, Offer)]
-        return digest_of(frames[-1])
+        return [p.frame for p in only(Publish, self.history) if isinstance(opener.open(p.frame).message, Offer)][-1]
+
+    # ── a group of three ──
+
+    def group_draw(self) -> Roster:
+        """Draw our open offer together with those of two others; `LogMoved` was not said."""
+        offers = (self.offer_frame(), self.peer_offer("client-1"), self.peer_offer("client-2"))
+        entry, (roster,) = self.draft_draw(offers)
+        self.book.write(*entry.frames())
+        return roster
+
+    def participants(self, roster: Roster, places: Iterable[int] = (0, 1, 2), **fields: Any) -> Participants:
+        """What the stage asks of us when these have dealt: the boxes are what they have sealed."""
+        boxes, commitments, transcript = [], [], b""
+        for place, member in enumerate(roster.group.members):
+            if member.client == CLIENT:
+                continue
+            to_peer = roster.model_copy(update={"client": member.client})
+            (shares,) = self.said(Shares, self.peers[member.client].handle(to_peer, None))
+            transcript = shares.transcript
+            if place in places:
+                boxes.append(shares.boxes[:SHARE_BOX_BYTES])
+                commitments.append(shares.commitments[:COMMITMENTS_BYTES])
+        whole = {"participants": encode_members(places, 3), "boxes": tuple(boxes), "commitments": tuple(commitments)}
+        return Participants(**{"client": CLIENT, "stage": "stage-1", "transcript": transcript, **whole, **fields})
+
+    def arrived(self, words: Words, places: Iterable[int] = (0, 1, 2), **fields: Any) -> Arrived:
+        """What the stage asks of us when the words of these have arrived."""
+        named = {"participants": words.participants, "arrived": encode_members(places, 3)}
+        return Arrived(**{"client": CLIENT, "stage": "stage-1", "transcript": words.transcript, **named, **fields})
+
+    def unmask(self, agreement: Agreement, signers: Iterable[str] = (CLIENT, "client-1", "client-2")) -> Unmask:
+        """What the stage asks of us when these have signed the same."""
+        frames = tuple(self.federation.seal_as(client, agreement) for client in signers)
+        return Unmask(client=CLIENT, stage="stage-1", transcript=agreement.transcript, agreements=frames)
 
     # ── ways into each phase ──
 
     def to_idle(self) -> None:
         """Idle, with nothing to train: a draw is open."""
-        self.draw((CLIENT, bytes(32)))
+        self.draw(self.offer_of(CLIENT))
         self.do(self.task())
         assert self.phase is Phase.IDLE
 
@@ -228,10 +331,22 @@ class Client:
         assert self.phase is Phase.OFFERING
         return list(effects)
 
-    def to_spending(self) -> tuple[list[WorkerEffect], Roster]:
+    def to_sharing(self) -> tuple[list[WorkerEffect], Roster]:
+        """Only where groups are of three."""
         self.to_offered()
-        _, (roster,) = self.draw()
-        effects = self.handle(RosterArrived(roster))
+        roster = self.group_draw()
+        effects = self.handle(GroupMessageArrived(roster))
+        assert self.phase is Phase.SHARING
+        return list(effects), roster
+
+    def to_spending(self) -> tuple[list[WorkerEffect], Roster]:
+        if self.book.plan.group_size > 1:
+            _, roster = self.to_sharing()
+            effects = self.handle(GroupMessageArrived(self.participants(roster)))
+        else:
+            self.to_offered()
+            _, (roster,) = self.draw()
+            effects = self.handle(GroupMessageArrived(roster))
         assert self.phase is Phase.SPENDING
         return list(effects), roster
 
@@ -253,6 +368,9 @@ class Client:
                 return self.to_offering()
             case Phase.SPENDING:
                 return self.to_spending()[0]
+            case Phase.SHARING:
+                self.to_sharing()
+                return []
             case _:
                 getattr(self, f"to_{phase.value}")()
                 return []

@@ -16,7 +16,7 @@ from shared.codec.quantize import open_mean, open_slots, read_words
 from shared.effects import Publish, Settle
 from shared.errors import RefusalReason
 from shared.rounds import ground_of, transcript_of
-from shared.wire.messages import ClientState, Offer, Roster
+from shared.wire.messages import Agreement, ClientState, Offer, Reveal, Roster, Shares
 from tests.worker.builders import CLIENT, METRICS, Client, D, client_plan, notes, only, statuses, words_of
 from worker.client import OFFER_REPEAT_S
 from worker.events import (
@@ -25,10 +25,10 @@ from worker.events import (
     DropUpdate,
     Event,
     FollowLog,
+    GroupMessageArrived,
     LogMoved,
     Mismatch,
     RaiseCounter,
-    RosterArrived,
     SaveUpdate,
     SpendUpdate,
     StopTraining,
@@ -39,16 +39,24 @@ from worker.events import (
     UpdateSaved,
     UpdateSpent,
 )
+from worker.member import ANSWERS_MAX
 from worker.signs_of_life import STATUS_DEBOUNCE_S, STATUS_INTERVAL_S, Phase
 from worker.stored_update import TaskId, UpdateId
 
 PHASES = tuple(Phase)
-AFTER_TRAINING = (Phase.SAVING, Phase.OFFERING, Phase.OFFERED, Phase.SPENDING)
+AFTER_TRAINING = (Phase.SAVING, Phase.OFFERING, Phase.OFFERED, Phase.SHARING, Phase.SPENDING)
+STANDING = (Phase.MISMATCH, Phase.OBJECTING, Phase.DRAINED)
+OF_THREE: dict[str, Any] = {"group_size": 3, "max_colluders": 1}
+
+
+def client_for(phase: Phase) -> Client:
+    """A client whose groups have this phase."""
+    return Client(client_plan(**OF_THREE) if phase is Phase.SHARING else None)
 
 
 def to_phase(client: Client, phase: Phase) -> list[Any]:
-    if phase is Phase.MISMATCH:
-        client.do(Mismatch("no"))
+    if phase in (Phase.MISMATCH, Phase.OBJECTING):
+        client.do(Mismatch("no", by_policy=phase is Phase.OBJECTING))
         return []
     if phase is Phase.DRAINED:
         client.do(Drain(at_once=True))
@@ -79,13 +87,13 @@ def test_a_round_from_the_task_to_the_words() -> None:
     assert (offer.counter, offer.worker) == (client.state.counter, "w-0")
 
     _, (roster,) = client.draw()
-    effects = client.handle(RosterArrived(roster))
+    effects = client.handle(GroupMessageArrived(roster))
     assert only(Publish, effects) == []
     assert only(SpendUpdate, effects) == [SpendUpdate(UpdateId(1))]
     effects = client.disk(effects)
     (words,) = words_of(client, effects)
     ground = ground_of(client.book.reader)
-    assert words.transcript == transcript_of(ground, roster.draw, 0, 0, roster.group.members)
+    assert words.transcript == transcript_of(ground, roster.draw, 0, roster.group)
     (publish,) = only(Publish, effects)
     assert (publish.exchange, publish.routing_key, publish.persistent) == ("test.up", "reply.stage-1.site-0", False)
 
@@ -281,7 +289,7 @@ def test_after_a_void_the_update_is_offered_again_under_a_raised_counter() -> No
 
 @pytest.mark.parametrize("phase", AFTER_TRAINING)
 def test_an_update_whose_version_passed_is_dropped_unspent_and_nothing_of_it_leaves(phase: Phase) -> None:
-    client = Client()
+    client = client_for(phase)
     undone = to_phase(client, phase)
     if client.book.chain.draw is None:
         client.book.draw()
@@ -301,7 +309,7 @@ def test_an_update_whose_version_passed_is_dropped_unspent_and_nothing_of_it_lea
 
 @pytest.mark.parametrize("phase", [Phase.IDLE, Phase.FAILED, Phase.IN_GROUP, Phase.TRAINING])
 def test_the_next_version_is_trained_from_every_phase(phase: Phase) -> None:
-    client = Client()
+    client = client_for(phase)
     to_phase(client, phase)
     if client.book.chain.draw is None:
         client.book.draw()
@@ -320,14 +328,16 @@ def test_the_next_version_is_trained_from_every_phase(phase: Phase) -> None:
         (Phase.IN_GROUP, Phase.TRAINING),
         (Phase.TRAINING, Phase.TRAINING),
         (Phase.OFFERED, Phase.OFFERING),
+        (Phase.SHARING, Phase.OFFERING),
         (Phase.SPENDING, Phase.TRAINING),
         (Phase.WAITING, Phase.WAITING),
         (Phase.MISMATCH, Phase.MISMATCH),
+        (Phase.OBJECTING, Phase.OBJECTING),
         (Phase.DRAINED, Phase.DRAINED),
     ],
 )
 def test_a_void_draw_in_every_phase(phase: Phase, after: Phase) -> None:
-    client = Client()
+    client = client_for(phase)
     undone = to_phase(client, phase)
     if client.book.chain.draw is None:
         client.book.draw()
@@ -348,7 +358,7 @@ def test_a_roster_faster_than_the_draws_entry_is_held() -> None:
     client = Client()
     client.to_offered()
     entry, (roster,) = client.draft_draw()
-    assert client.do(RosterArrived(roster)) == []
+    assert client.do(GroupMessageArrived(roster)) == []
     assert client.phase is Phase.OFFERED
 
     client.book.write(*entry.frames())
@@ -359,8 +369,8 @@ def test_a_held_roster_outlives_another_draw() -> None:
     client = Client()
     client.to_offered()
     other = client.draft_draw()[1][0].model_copy(update={"draw": b"x" * 32})
-    client.do(RosterArrived(other))
-    client.draw(("client-1", bytes(32)))
+    client.do(GroupMessageArrived(other))
+    client.draw(client.offer_of("client-1"))
 
     assert client.do(LogMoved()) == []
     assert client.phase is Phase.OFFERED
@@ -370,9 +380,9 @@ def test_the_same_roster_is_answered_with_the_same_bytes_wherever_it_asks_for_th
     client = Client()
     first, roster = client.to_in_group()
 
-    again = client.handle(RosterArrived(roster))
+    again = client.handle(GroupMessageArrived(roster))
     assert only(Publish, again) == only(Publish, first)
-    (elsewhere,) = only(Publish, client.handle(RosterArrived(roster.model_copy(update={"stage": "stage-2"}))))
+    (elsewhere,) = only(Publish, client.handle(GroupMessageArrived(roster.model_copy(update={"stage": "stage-2"}))))
     assert elsewhere.frame == only(Publish, first)[0].frame
     assert elsewhere.routing_key == "reply.stage-2.site-0"
 
@@ -381,7 +391,7 @@ def test_a_roster_that_repeats_before_the_disk_is_done_sends_nothing() -> None:
     client = Client()
     _, roster = client.to_spending()
 
-    assert client.handle(RosterArrived(roster)) == ()
+    assert client.handle(GroupMessageArrived(roster)) == ()
 
 
 def changed(roster: Roster, **fields: Any) -> Roster:
@@ -396,9 +406,9 @@ FORGERIES: dict[str, tuple[Callable[[Roster], Roster], RefusalReason]] = {
     "a place outside the draw": (lambda r: changed(r, index=9), RefusalReason.MALFORMED),
     "no path": (lambda r: changed(r, path=()), RefusalReason.MALFORMED),
     "another path": (lambda r: changed(r, path=(b"x" * 32,) * len(r.group.path)), RefusalReason.NOT_ALLOWED),
-    "two members": (lambda r: changed(r, members=r.group.members * 2), RefusalReason.POLICY),
-    "another offer digest": (
-        lambda r: changed(r, members=(r.group.members[0].model_copy(update={"offer": b"x" * 32}),)),
+    "two members": (lambda r: changed(r, members=r.group.members * 2), RefusalReason.OUT_OF_RANGE),
+    "another offer": (
+        lambda r: changed(r, members=(r.group.members[0].model_copy(update={"offer": b"x" * 200}),)),
         RefusalReason.NOT_ALLOWED,
     ),
 }
@@ -409,50 +419,139 @@ def test_a_roster_that_does_not_hold_is_refused_and_nothing_is_spent(name: str) 
     forge, reason = FORGERIES[name]
     client = Client()
     client.to_offered()
-    _, rosters = client.draw((CLIENT, client.offer_digest()), ("client-1", bytes(32)))
+    _, rosters = client.draw(client.offer_frame(), client.offer_of("client-1"))
 
-    effects = client.do(RosterArrived(forge(rosters[0])))
+    effects = client.do(GroupMessageArrived(forge(rosters[0])))
     assert notes(effects) == [f"refused {reason}"]
     assert client.phase is Phase.OFFERED
     assert client.state.unspent() is not None
-    assert len(words_of(client, client.do(RosterArrived(rosters[0])))) == 1
+    assert len(words_of(client, client.do(GroupMessageArrived(rosters[0])))) == 1
 
 
 def test_a_genuine_group_of_another_client_or_of_an_older_offer_is_refused() -> None:
     client = Client()
     client.to_offering()
-    old_offer = client.offer_digest()
+    old_offer = client.offer_frame()
     client.do(CounterRaised(client.state.next_counter()))
-    _, (theirs, ours) = client.draw(("client-1", bytes(32)), (CLIENT, old_offer))
+    _, (theirs, ours) = client.draw(client.offer_of("client-1"), old_offer)
 
-    assert notes(client.do(RosterArrived(theirs))) == [f"refused {RefusalReason.NOT_ALLOWED}"]
-    assert notes(client.do(RosterArrived(ours))) == [f"refused {RefusalReason.STALE}"]
+    assert notes(client.do(GroupMessageArrived(theirs))) == [f"refused {RefusalReason.NOT_ALLOWED}"]
+    assert notes(client.do(GroupMessageArrived(ours))) == [f"refused {RefusalReason.STALE}"]
     assert client.phase is Phase.OFFERED
 
 
-def test_another_group_of_the_same_draw_gets_nothing() -> None:
+def test_another_group_of_the_same_draw_gets_the_words_of_the_first_and_in_the_end_nothing() -> None:
     client = Client()
     client.to_offered()
-    digest = client.offer_digest()
-    _, (first, second) = client.draw((CLIENT, digest), (CLIENT, digest))
-    client.do(RosterArrived(first))
+    _, (first, second) = client.draw(client.offer_frame(), client.offer_frame())
+    answered = only(Publish, client.do(GroupMessageArrived(first)))
 
-    effects = client.do(RosterArrived(second))
-    assert notes(effects) == [f"refused {RefusalReason.NOT_ALLOWED}"]
-    assert only(Publish, effects) == []
+    for number in range(ANSWERS_MAX + 2):
+        effects = client.do(GroupMessageArrived(second))
+        assert notes(effects) == [f"refused {RefusalReason.NOT_ALLOWED}"]
+        assert only(Publish, effects) == (answered if number < ANSWERS_MAX else [])
 
 
-@pytest.mark.parametrize("phase", [Phase.IDLE, Phase.TRAINING, Phase.FAILED, Phase.MISMATCH, Phase.DRAINED])
+@pytest.mark.parametrize(
+    "phase", [Phase.IDLE, Phase.TRAINING, Phase.FAILED, Phase.MISMATCH, Phase.OBJECTING, Phase.DRAINED]
+)
 def test_without_an_open_offer_no_roster_counts(phase: Phase) -> None:
-    client = Client()
+    client = client_for(phase)
     to_phase(client, phase)
     if client.book.chain.draw is not None:
         client.book.void()
-    _, (roster,) = client.draw((CLIENT, b"o" * 32))
+    _, (roster,) = client.draw(client.offer_of(CLIENT))
 
-    effects = client.do(RosterArrived(roster))
+    effects = client.do(GroupMessageArrived(roster))
     assert f"refused {RefusalReason.STALE}" in notes(effects)
     assert only(SpendUpdate, effects) == words_of(client, effects) == []
+
+
+# ── groups of three ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def of_three() -> Client:
+    return client_for(Phase.SHARING)
+
+
+def test_a_round_in_a_group_of_three_from_the_roster_to_the_shares() -> None:
+    client = of_three()
+    dealt, roster = client.to_sharing()
+    assert [type(message) for message in client.open(dealt)] == [Shares]
+    assert client.state.unspent() is not None
+
+    effects = client.handle(GroupMessageArrived(client.participants(roster)))
+    assert only(Publish, effects) == []
+    assert (client.phase, len(only(SpendUpdate, effects))) == (Phase.SPENDING, 1)
+    (words,) = words_of(client, client.disk(effects))
+    assert (client.phase, client.state.unspent()) == (Phase.IN_GROUP, None)
+
+    (agreement,) = client.said(Agreement, client.do(GroupMessageArrived(client.arrived(words))))
+    (reveal,) = client.said(Reveal, client.do(GroupMessageArrived(client.unmask(agreement))))
+    assert len(reveal.shares) == 3 * 33
+    client.change()
+    assert [order.task for order in only(Train, client.do(LogMoved()))] == [TaskId(1, 0)]
+
+
+def test_after_a_void_draw_what_was_shared_is_offered_again_with_fresh_keys() -> None:
+    client = of_three()
+    client.to_sharing()
+    (first,) = client.said(Offer, client.history)
+    client.book.void()
+
+    (again,) = client.said(Offer, client.do(LogMoved()))
+    assert client.phase is Phase.OFFERED
+    assert (again.attempt, again.trained_head) == (1, first.trained_head)
+    assert again.counter > first.counter
+    assert first.keys is not None
+    assert again.keys is not None
+    assert not {again.keys.sealing, again.keys.masking} & {first.keys.sealing, first.keys.masking}
+
+
+def test_a_void_draw_after_the_words_offers_nothing_again() -> None:
+    client = of_three()
+    client.to_in_group()
+    client.book.void()
+
+    effects = client.do(LogMoved())
+    assert client.said(Offer, effects) == []
+    assert [order.task for order in only(Train, effects)] == [TaskId(0, 1)]
+
+
+def test_too_few_participants_get_no_words_and_the_update_stays() -> None:
+    client = of_three()
+    _, roster = client.to_sharing()
+
+    effects = client.do(GroupMessageArrived(client.participants(roster, places=(0, 1))))
+    assert notes(effects) == [f"refused {RefusalReason.POLICY}"]
+    assert client.phase is Phase.SHARING
+    assert client.state.unspent() is not None
+
+
+def test_a_draining_client_leaves_when_its_group_can_end_without_it() -> None:
+    client = of_three()
+    _, roster = client.to_sharing()
+    client.do(Drain())
+    words = words_of(client, client.do(GroupMessageArrived(client.participants(roster))))[0]
+    assert client.phase is Phase.IN_GROUP
+    (agreement,) = client.said(Agreement, client.do(GroupMessageArrived(client.arrived(words))))
+    assert client.phase is Phase.IN_GROUP
+
+    assert len(client.said(Reveal, client.do(GroupMessageArrived(client.unmask(agreement))))) == 1
+    assert client.phase is Phase.DRAINED
+
+
+@pytest.mark.parametrize("end", ["change", "void"])
+@pytest.mark.parametrize("phase", [Phase.SHARING, Phase.IN_GROUP])
+def test_a_draining_client_leaves_with_the_end_of_its_draw(phase: Phase, end: str) -> None:
+    client = of_three()
+    client.to(phase)
+    client.do(Drain())
+    assert client.phase is phase
+
+    getattr(client if end == "change" else client.book, end)()
+    assert client.said(Offer, client.do(LogMoved())) == []
+    assert client.phase is Phase.DRAINED
 
 
 # ── restarts ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -468,7 +567,7 @@ def test_an_unspent_update_is_offered_again_after_a_restart() -> None:
     (after,) = client.said(Offer, effects)
     assert after.counter == before.counter + 1
     _, (roster,) = client.draw()
-    assert len(words_of(client, client.do(RosterArrived(roster)))) == 1
+    assert len(words_of(client, client.do(GroupMessageArrived(roster)))) == 1
 
 
 def test_an_unspent_update_waits_until_the_log_has_been_read_up_to_its_version() -> None:
@@ -497,7 +596,7 @@ def test_a_spent_update_is_never_sent_again() -> None:
     _, roster = client.to_in_group()
     client.start()
     effects = client.do(client.task())
-    assert notes(client.do(RosterArrived(roster))) == [f"refused {RefusalReason.STALE}"]
+    assert notes(client.do(GroupMessageArrived(roster))) == [f"refused {RefusalReason.STALE}"]
     assert client.said(Offer, effects) == []
     assert only(Train, effects) == []
 
@@ -510,11 +609,11 @@ def test_a_spent_update_is_never_sent_again() -> None:
 
 @pytest.mark.parametrize("phase", [p for p in PHASES if p is not Phase.DRAINED])
 def test_draining_in_every_phase(phase: Phase) -> None:
-    client = Client()
+    client = client_for(phase)
     undone = to_phase(client, phase)
 
     effects = client.handle(Drain())
-    waits = phase in (Phase.OFFERED, Phase.SPENDING)
+    waits = phase in (Phase.OFFERED, Phase.SHARING, Phase.SPENDING)
     assert client.phase is (phase if waits else Phase.DRAINED)
     assert len(only(StopTraining, effects)) == (phase is Phase.TRAINING)
     if not waits:
@@ -533,7 +632,7 @@ def test_an_offered_client_leaves_after_its_group() -> None:
     client.do(Drain())
     _, (roster,) = client.draw()
 
-    effects = client.do(RosterArrived(roster))
+    effects = client.do(GroupMessageArrived(roster))
     assert len(words_of(client, effects)) == 1
     assert client.phase is Phase.DRAINED
 
@@ -542,7 +641,7 @@ def test_an_offered_client_leaves_after_its_group() -> None:
 def test_an_offered_client_that_was_not_drawn_leaves_when_the_round_is_over(end: str) -> None:
     client = Client()
     client.to_offered()
-    client.draw(("client-1", bytes(32)))
+    client.draw(client.offer_of("client-1"))
     client.do(Drain())
     assert client.phase is Phase.OFFERED
 
@@ -554,7 +653,7 @@ def test_an_offered_client_that_was_not_drawn_leaves_when_the_round_is_over(end:
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_draining_at_once_is_for_good(phase: Phase) -> None:
-    client = Client()
+    client = client_for(phase)
     undone = to_phase(client, phase)
     client.handle(Drain(at_once=True))
     assert client.phase is Phase.DRAINED
@@ -564,18 +663,20 @@ def test_draining_at_once_is_for_good(phase: Phase) -> None:
     assert client.said(Offer, effects) == words_of(client, effects) == []
 
 
+@pytest.mark.parametrize("by_policy", [False, True])
 @pytest.mark.parametrize("phase", [Phase.WAITING, Phase.IDLE, Phase.TRAINING])
-def test_a_plan_that_does_not_fit_is_told_and_nothing_is_done_any_more(phase: Phase) -> None:
-    client = Client()
+def test_a_plan_that_does_not_fit_is_told_and_nothing_is_done_any_more(phase: Phase, by_policy: bool) -> None:
+    client = client_for(phase)
     to_phase(client, phase)
-    effects = client.handle(Mismatch("other layers"))
-    assert [(s.state, s.reason) for s in statuses(client, effects)] == [(ClientState.PLAN_MISMATCH, "other layers")]
+    effects = client.handle(Mismatch("other layers", by_policy))
+    state = ClientState.POLICY if by_policy else ClientState.PLAN_MISMATCH
+    assert [(s.state, s.reason) for s in statuses(client, effects)] == [(state, "other layers")]
 
     client.book.step(np.ones(D, np.float32)) if client.book.chain.draw is None else client.book.void()
     effects = [*client.do(client.task()), *client.do(LogMoved())]
     assert only(Train, effects) == []
     assert len(only(Settle, effects)) == 1
-    assert client.phase is Phase.MISMATCH
+    assert client.phase is (Phase.OBJECTING if by_policy else Phase.MISMATCH)
 
 
 # ── signs of life ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -627,7 +728,7 @@ def test_an_event_that_does_not_belong_changes_nothing(phase: Phase, name: str) 
     event, belongs = STRAY[name]
     if phase in belongs:
         return
-    client = Client()
+    client = client_for(phase)
     to_phase(client, phase)
 
     assert client.handle(event) == ()
@@ -661,9 +762,9 @@ def test_no_update_ever_leaves_twice_or_in_two_forms(steps: Sequence[str]) -> No
         undone.extend(e for e in effects if isinstance(e, SaveUpdate | RaiseCounter | SpendUpdate))
         for words in words_of(client, effects):
             # Every vector has a spent mark of its own on the disk before it leaves.
-            if words.draw not in sent:
-                left.append(words.draw)
-            sent[words.draw].add(words.body)
+            if words.transcript not in sent:
+                left.append(words.transcript)
+            sent[words.transcript].add(words.body)
             assert len(left) <= len(spent)
             assert client.state.unspent() is None or client.state.unspent().update_id not in spent  # type: ignore[union-attr]
 
@@ -693,13 +794,13 @@ def test_no_update_ever_leaves_twice_or_in_two_forms(steps: Sequence[str]) -> No
                 rosters += client.draw()[1]
                 take(client.handle(LogMoved(), now))
             case "other draw" if chain.draw is None:
-                client.draw(("client-1", bytes(32)))
+                client.draw(client.offer_of("client-1"))
             case "roster" if rosters:
-                take(client.handle(RosterArrived(rosters[-1]), now))
+                take(client.handle(GroupMessageArrived(rosters[-1]), now))
             case "old roster" if rosters:
-                take(client.handle(RosterArrived(rosters[0]), now))
+                take(client.handle(GroupMessageArrived(rosters[0]), now))
             case "forged" if rosters:
-                take(client.handle(RosterArrived(changed(rosters[-1], index=0, path=(bytes(32),))), now))
+                take(client.handle(GroupMessageArrived(changed(rosters[-1], index=0, path=(bytes(32),))), now))
             case "void" if chain.draw is not None:
                 client.book.void()
             case "change" if chain.draw is not None:
@@ -724,7 +825,7 @@ def test_words_of_several_pieces_share_their_transcript() -> None:
     client.do(client.trained(effects, values=np.ones(dimension, np.float32)))
     _, (roster,) = client.draw()
 
-    pieces = words_of(client, client.do(RosterArrived(roster)))
+    pieces = words_of(client, client.do(GroupMessageArrived(roster)))
     assert [(piece.part, piece.parts) for piece in pieces] == [(0, 2), (1, 2)]
     assert len({piece.transcript for piece in pieces}) == 1
     form = plan.sum_format(1, plan.codec.clipping_norm)
@@ -737,4 +838,4 @@ def test_what_was_cut_is_told() -> None:
     client.do(client.trained(effects, values=np.full(D, 9.0, np.float32), num_examples=99, metrics={"loss": 1e6}))
     _, (roster,) = client.draw()
 
-    assert notes(client.do(RosterArrived(roster))) == ["weight_capped", "update_clipped", "metrics_clamped"]
+    assert notes(client.do(GroupMessageArrived(roster))) == ["weight_capped", "update_clipped", "metrics_clamped"]

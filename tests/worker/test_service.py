@@ -18,6 +18,7 @@ from tests.builders import ENROLMENT
 from tests.simulation.federation import FederationRun, PowerCut, Process
 from tests.tiny_workload import TinyWorkload
 from worker.ledger import LedgerEnd, read_ledger
+from worker.policy import Policy
 from worker.service import check_layout
 from worker.signs_of_life import Phase
 from worker.stored_update import TaskId
@@ -76,7 +77,7 @@ def test_no_words_leave_before_their_client_has_spent() -> None:
             spent[entry[1]] += 1
         for sender, message in run.messages([entry]):
             if isinstance(message, Words):
-                left[sender].add(message.draw)
+                left[sender].add(message.transcript)
                 assert len(left[sender]) <= spent[sender]
     assert spent == dict.fromkeys(process.clients, 5)
 
@@ -124,7 +125,8 @@ def test_a_power_cut_at_any_boundary_never_sends_an_update_twice(number: int, to
 
     marks = read_ledger(run.storages[victim].read("ledger.log") or b"", LedgerEnd())[0]
     assert len({mark.update for mark in marks}) == len(marks)
-    sent = {message.draw for client, message in run.from_workers() if client == victim and isinstance(message, Words)}
+    messages = [message for client, message in run.from_workers() if client == victim]
+    sent = {message.transcript for message in messages if isinstance(message, Words)}
     assert len(sent) <= len(marks)
     assert run.version == run.plan.round.rounds
 
@@ -198,6 +200,25 @@ def test_a_directory_that_is_not_the_coordinators_is_a_mismatch_for_every_client
     assert states == dict.fromkeys(process.clients, ClientState.PLAN_MISMATCH)
     assert not [m for c, m in run.from_workers() if isinstance(m, Offer) and c in process.clients]
     assert run.version == run.plan.round.rounds
+
+
+@pytest.mark.parametrize("client", ["objecting", "willing"])
+def test_a_plan_that_the_policy_rejects_is_a_policy_status_and_no_offer(client: str) -> None:
+    policy = Policy(min_members=1, min_summed=1, allow_groups_of_one=client == "willing")
+    run = FederationRun(clients=2, processes=1, policy=policy)
+    run.run(until=lambda: run.version == 1 or run.now > 20.0)
+
+    said = run.from_workers()
+    if client == "willing":
+        assert run.version == 1
+        return
+    statuses = [message for _, message in said if isinstance(message, Status)]
+    assert {s.state for s in statuses} <= {ClientState.IDLE, ClientState.POLICY}
+    told = [s for s in statuses if s.state is ClientState.POLICY]
+    assert len({s.reason for s in told}) == 1
+    assert "policy.allow_groups_of_one" in told[0].reason
+    assert not [m for _, m in said if isinstance(m, Offer)]
+    assert run.version == 0
 
 
 def test_a_task_that_comes_together_with_a_log_that_does_not_fit_trains_nothing() -> None:

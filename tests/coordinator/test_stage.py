@@ -1,4 +1,4 @@
-"""The summing stage: rosters out, words in any order and shape, a sum or a name for who was silent."""
+"""The summing stage: jobs and their groups, as many at a time as fit; groups of one from roster to sum."""
 
 from __future__ import annotations
 
@@ -8,18 +8,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coordinator.events import DrawMade, EntryAccepted, Event, GroupGivenUp, GroupSummed, JobArrived, Tick, WordsArrived
+from coordinator.events import (
+    DrawMade,
+    EntryAccepted,
+    Event,
+    GroupGivenUp,
+    GroupReplyArrived,
+    GroupSummed,
+    JobArrived,
+    Tell,
+    Tick,
+)
 from coordinator.scheduler.draw import Draw, make_draw
 from coordinator.scheduler.pool import WaitingOffer
-from coordinator.summing import group as stage_module
-from coordinator.summing.group import REPEAT_S, SummingStage
-from shared.effects import Append, Settle
+from coordinator.summing import stage as stage_module
+from coordinator.summing.group import REPEAT_S
+from coordinator.summing.stage import SummingStage
+from shared.effects import Append, Publish, Settle
 from shared.errors import RefusalReason
 from shared.modellog.chain import GENESIS
 from shared.plan import Plan
 from shared.rounds import ground_of, transcript_of
-from shared.wire.messages import PIECE_BYTES_MAX, Group, GroupJob, Roster, VoidEntry, Words
-from tests.builders import tiny_plan
+from shared.transport.port import Outcome
+from shared.wire.messages import PIECE_BYTES_MAX, Group, GroupJob, PublicKeys, Roster, VoidEntry, Words
+from tests.builders import make_status, tiny_plan
 from tests.coordinator.builders import Desk, Settled, notes, only, receipt, told
 
 STAGE = "stage-1"
@@ -32,15 +44,23 @@ class Stage:
 
     def __init__(self, clients: int = 3, plan: Plan | None = None) -> None:
         self.desk = Desk(plan, clients)
-        self.stage = SummingStage(STAGE, self.desk.plan, self.desk.log, self.desk.federation.seal)
+        self.stage = self.desk_stage(STAGE)
         self.settled = Settled()
         self.draw = self.make_draw()
         self.jobs = [JobArrived(job, receipt()) for job in self.draw.jobs()]
 
+    def desk_stage(self, name: str) -> SummingStage:
+        desk = self.desk
+        return SummingStage(
+            name, desk.plan, desk.log, desk.directory_digest, desk.federation.opener(), desk.federation.seal
+        )
+
     def make_draw(self, counter: int = 1) -> Draw:
-        events = [self.desk.offer(client, counter, worker=f"w-{client}") for client in self.desk.clients]
-        offers = [WaitingOffer(e.client, e.offer, e.digest, e.receipt) for e in events]
-        draw = make_draw(offers, 1, self.desk.sites, self.desk.writer)
+        size = self.desk.plan.group_size
+        keys = None if size == 1 else PublicKeys(sealing=b"s" * 32, masking=b"m" * 32)
+        events = [self.desk.offer(client, counter, worker=f"w-{client}", keys=keys) for client in self.desk.clients]
+        offers = [WaitingOffer(e.client, e.offer, e.digest, e.frame, e.receipt) for e in events]
+        draw = make_draw(offers, size, self.desk.sites, self.desk.writer)
         self.handle(DrawMade(draw.sealed.digest, draw.version, len(draw.groups), tuple(self.desk.clients)))
         return draw
 
@@ -66,18 +86,21 @@ class Stage:
         start = self.desk.clients.index(client) * 7 + 1
         return (np.arange(form.length) + start).astype(form.word_type)
 
-    def words(self, client: str, **fields: Any) -> list[WordsArrived]:
+    def words(self, client: str, **fields: Any) -> list[GroupReplyArrived]:
         """All pieces of one client's words, with some fields replaced."""
-        group = self.group_of(client)
-        ground = ground_of(self.desk.log)
-        transcript = transcript_of(ground, self.draw.sealed.digest, group.index, 0, group.members)
         body = self.vector(client).tobytes()
         cuts = range(0, len(body), PIECE_BYTES_MAX)
-        good = {"draw": self.draw.sealed.digest, "group": group.index, "transcript": transcript, "parts": len(cuts)}
+        good = {"transcript": self.transcript(client), "participants": b"\1", "parts": len(cuts)}
         return [
-            WordsArrived(client, Words(**{**good, "part": part, "body": body[at : at + PIECE_BYTES_MAX], **fields}))
+            GroupReplyArrived(
+                client, Words(**{**good, "part": part, "body": body[at : at + PIECE_BYTES_MAX], **fields}), b"frame"
+            )
             for part, at in enumerate(cuts)
         ]
+
+    def transcript(self, client: str) -> bytes:
+        ground = ground_of(self.desk.log, self.desk.directory_digest)
+        return transcript_of(ground, self.draw.sealed.digest, 0, self.group_of(client))
 
     def close(self) -> EntryAccepted:
         void = VoidEntry(parent=GENESIS, term=0, draw=self.draw.sealed.digest, reason="test")
@@ -125,11 +148,8 @@ def test_words_become_a_sum() -> None:
     client = stage.desk.clients[1]
 
     (total,) = sums(stage.handle(stage.words(client)[0], 1.0))
-    assert (total.draw, total.group, total.arrived) == (
-        stage.draw.sealed.digest,
-        stage.group_of(client).index,
-        (client,),
-    )
+    assert (total.draw, total.group) == (stage.draw.sealed.digest, stage.group_of(client).index)
+    assert (total.arrived, total.dropped, total.unheard, total.blamed) == ((client,), (), (), ())
     np.testing.assert_array_equal(total.words, stage.vector(client))
     assert total.words.dtype == stage.vector(client).dtype
 
@@ -155,9 +175,10 @@ def test_pieces_may_come_in_any_order_and_more_than_once() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"draw": b"x" * 32}, RefusalReason.LATE),
-        ({"group": 7}, RefusalReason.LATE),
-        ({"transcript": b"x" * 32}, RefusalReason.WRONG_PARENT),
+        ({"transcript": b"x" * 32}, RefusalReason.LATE),
+        ({"participants": b"\2"}, RefusalReason.NOT_ALLOWED),
+        ({"participants": b"\0"}, RefusalReason.NOT_ALLOWED),
+        ({"participants": b"\1\0"}, RefusalReason.NOT_ALLOWED),
         ({"body": b""}, RefusalReason.WRONG_SIZE),
         ({"body": b"123"}, RefusalReason.WRONG_SIZE),
         ({"parts": 2}, RefusalReason.WRONG_SIZE),
@@ -182,7 +203,7 @@ def test_words_of_somebody_else_are_refused() -> None:
     stage = Stage()
     stage.handle(stage.jobs[0])
     victim, liar = stage.desk.clients[:2]
-    forged = WordsArrived(liar, stage.words(victim)[0].words)
+    forged = GroupReplyArrived(liar, stage.words(victim)[0].message, b"frame")
 
     assert notes(stage.handle(forged, 1.0)) == [f"refused {RefusalReason.NOT_ALLOWED}"]
 
@@ -230,7 +251,9 @@ def test_a_silent_group_is_given_up_by_name() -> None:
 
     given_up = told(stage.handle(Tick(), step_s))
     assert given_up == [
-        GroupGivenUp(stage.draw.sealed.digest, group.index, "1 of 1 members silent", (group.members[0].client,))
+        GroupGivenUp(
+            stage.draw.sealed.digest, group.index, "words of 0 members, 1 needed", (group.members[0].client,), ()
+        )
         for group in stage.draw.groups
         if group.members[0].client != answered
     ]
@@ -251,7 +274,7 @@ def test_only_so_many_groups_are_open_as_fit_the_memory(monkeypatch: pytest.Monk
     # The step time of a group begins when it is opened.
     effects = stage.handle(Tick(), stage.desk.plan.round.group_step_s)
     assert [event.group for event in told(effects) if isinstance(event, GroupGivenUp)] == [1]
-    assert [roster.group.index for roster in stage.rosters(effects)] == [2, 3]
+    assert sorted(roster.group.index for roster in stage.rosters(effects)) == [2, 3]  # one again, one anew
 
 
 def test_one_group_is_open_however_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,9 +294,11 @@ def test_a_job_that_is_delivered_again_opens_nothing_twice_and_is_settled_too() 
 
     assert stage.handle(again, 1.0) == ()
     assert not stage.settled
-    given_up = [e for e in told(stage.handle(Tick(), 10.0)) if isinstance(e, GroupGivenUp)]
+    effects = stage.handle(Tick(), 10.0)
+    given_up = [e for e in told(effects) if isinstance(e, GroupGivenUp)]
     assert client not in {name for event in given_up for name in event.silent}
-    assert only(Settle, stage.handle(stage.close(), 11.0)) == [Settle(stage.jobs[0].receipt), Settle(again.receipt)]
+    assert only(Settle, effects) == [Settle(stage.jobs[0].receipt), Settle(again.receipt)]
+    assert stage.handle(stage.close(), 11.0) == ()
 
 
 def test_a_job_of_another_draw_is_dropped_and_disturbs_nothing() -> None:
@@ -290,10 +315,101 @@ def test_a_job_of_another_draw_is_dropped_and_disturbs_nothing() -> None:
 
 def test_a_job_of_a_session_before_is_dropped() -> None:
     stage = Stage()
-    fresh = SummingStage("stage-2", stage.desk.plan, stage.desk.log, stage.desk.federation.seal)
+    fresh = stage.desk_stage("stage-2")
     stage.read_draw_back()
 
     assert notes(fresh.handle(stage.jobs[0], 0.0)) == ["job_dropped"]
+
+
+def test_a_job_is_settled_behind_the_results_of_all_its_groups() -> None:
+    stage = Stage()
+    stage.handle(stage.jobs[0], 0.0)
+    *first, last = stage.desk.clients
+    assert not [e for client in first for e in only(Settle, stage.handle(stage.words(client)[0], 1.0))]
+
+    effects = stage.handle(stage.words(last)[0], 1.0)
+    assert [type(effect) for effect in effects] == [Tell, Settle]
+    # Delivered again after that, it has nothing to do any more.
+    again = JobArrived(stage.jobs[0].job, receipt())
+    assert stage.handle(again, 2.0) == (Settle(again.receipt),)
+
+
+def test_a_stage_that_was_away_puts_its_jobs_back_and_forgets_them() -> None:
+    stage = Stage()
+    stage.handle(stage.jobs[0], 0.0)
+    assert stage.stage.forget() == (Settle(stage.jobs[0].receipt, Outcome.PUT_BACK),)
+
+    assert notes(stage.handle(stage.words(stage.desk.clients[0])[0], 1.0)) == [f"refused {RefusalReason.LATE}"]
+    assert stage.stage.handle(Tick(), 100.0) == ()
+    # The draw is still open: its job goes to whichever stage is there, and that may be this one again.
+    stage.read_draw_back()
+    assert len(stage.rosters(stage.handle(JobArrived(stage.jobs[0].job, receipt()), 2.0))) == 3
+
+
+@pytest.mark.parametrize("reads", ["draw", "another draw"])
+def test_a_job_faster_than_its_draw_is_held_until_the_log_shows_one(reads: str) -> None:
+    stage = Stage()
+    other = stage.desk_stage("stage-2")
+    assert other.handle(stage.jobs[0], 0.0) == ()
+    digest = stage.draw.sealed.digest if reads == "draw" else b"x" * 32
+
+    effects = other.handle(DrawMade(digest, 0, 3, tuple(stage.desk.clients)), 1.0)
+    if reads == "draw":
+        assert {roster.stage for roster in stage.rosters(effects)} == {"stage-2"}
+        assert len(stage.rosters(effects)) == 3
+    else:
+        assert notes(effects) == ["job_dropped"]
+        assert only(Settle, effects) == [Settle(stage.jobs[0].receipt)]
+
+
+def test_a_draw_that_the_log_shows_twice_is_one() -> None:
+    """The coordinator's own stage is told of a draw, and reads its entry back later: what has begun goes on."""
+    stage = Stage()
+    stage.handle(stage.jobs[0], 0.0)
+    (accepted,) = stage.desk.read_back([Append(stage.draw.sealed)])
+
+    assert stage.handle(accepted, 1.0) == ()
+    assert len(sums(stage.handle(stage.words(stage.desk.clients[0])[0], 1.0))) == 1
+
+
+def test_only_so_many_jobs_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_module, "HELD_JOBS_MAX", 2)
+    stage = Stage()
+    other = stage.desk_stage("stage-2")
+    jobs = [JobArrived(stage.jobs[0].job, receipt()) for _ in range(3)]
+
+    assert [len(only(Settle, other.handle(job, 0.0))) for job in jobs] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("broken", ["no offer", "an offer without keys", "another message"])
+def test_a_group_without_offers_that_open_is_refused_and_its_neighbors_are_summed(broken: str) -> None:
+    stage = Stage(clients=6, plan=tiny_plan(group_size=3))
+    job = stage.jobs[0].job
+    first, second = job.members
+    client = first.members[1].client
+    frame = {
+        "no offer": b"nothing",
+        "an offer without keys": stage.desk.offer(client).frame,
+        "another message": stage.desk.federation.seal_as(client, make_status()),
+    }[broken]
+    members = tuple(m if m.client != client else m.model_copy(update={"offer": frame}) for m in first.members)
+    bad = job.model_copy(update={"members": (first.model_copy(update={"members": members}), second)})
+
+    effects = stage.handle(JobArrived(bad, receipt()), 0.0)
+    assert [event.split()[0] for event in notes(effects)] == ["refused"]
+    assert {roster.group.index for roster in stage.rosters(effects)} == {second.index}
+    # It counts as ended: the job waits for its other group only.
+    effects = stage.handle(Tick(), stage.desk.plan.round.group_step_s)
+    assert len(only(Settle, effects)) == 1
+
+
+def test_memory_is_counted_by_the_words_of_all_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(clients=9, plan=tiny_plan(group_size=3))
+    form = stage.desk.plan.sum_format(3, 1.0)
+    monkeypatch.setattr(stage_module, "OPEN_BYTES_MAX", 2 * 3 * form.length * form.word_type.itemsize)
+
+    opened = stage.rosters(stage.handle(stage.jobs[0], 0.0))
+    assert [roster.group.index for roster in opened] == [0] * 3 + [1] * 3
 
 
 def test_a_closed_draw_is_forgotten_and_its_jobs_are_settled() -> None:
@@ -306,7 +422,10 @@ def test_a_closed_draw_is_forgotten_and_its_jobs_are_settled() -> None:
     assert notes(stage.handle(stage.words(stage.desk.clients[0])[0], 1.0)) == [f"refused {RefusalReason.LATE}"]
     # Its job, delivered again before the next draw, would let members spend their updates for nothing.
     again = JobArrived(stage.jobs[0].job, receipt())
-    assert only(Settle, stage.handle(again, 2.0)) == [Settle(again.receipt)]
+    assert stage.handle(again, 2.0) == ()
+    effects = stage.handle(DrawMade(b"n" * 32, 0, 1, ()), 3.0)
+    assert only(Settle, effects) == [Settle(again.receipt)]
+    assert stage.rosters(tuple(only(Publish, effects))) == []
 
 
 def test_the_next_draw_is_a_new_one() -> None:
@@ -324,11 +443,14 @@ def test_the_next_draw_is_a_new_one() -> None:
 
 def test_before_any_draw_nothing_happens() -> None:
     desk = Desk()
-    stage = SummingStage(STAGE, desk.plan, desk.log, desk.federation.seal)
+    federation = desk.federation
+    stage = SummingStage(STAGE, desk.plan, desk.log, federation.opener(), federation.seal)
 
     assert stage.handle(Tick(), 1.0) == ()
-    assert notes(stage.handle(WordsArrived("client-0", _any_words()), 1.0)) == [f"refused {RefusalReason.LATE}"]
+    assert notes(stage.handle(GroupReplyArrived("client-0", _any_words(), b"frame"), 1.0)) == [
+        f"refused {RefusalReason.LATE}"
+    ]
 
 
 def _any_words() -> Words:
-    return Words(draw=bytes(32), group=0, transcript=bytes(32), part=0, parts=1, body=b"")
+    return Words(transcript=bytes(32), participants=b"\1", part=0, parts=1, body=b"")
