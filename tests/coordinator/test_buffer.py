@@ -36,6 +36,9 @@ D = 6
 DENSE = {"selection": "dense", "density": 1.0, "bits": 32, "clipping_norm": 4.0, "adaptive_clipping": False}
 
 
+NOBODY: dict[str, tuple[str, ...]] = {"dropped": (), "unheard": (), "blamed": ()}
+
+
 def plan_with(rule: str = "mean", trim: int = 0, **fields: Any) -> Plan:
     aggregation = {"rule": rule, "trim": trim, **fields.pop("aggregation", {})}
     return tiny_plan(D, **{"codec": DENSE, "aggregation": aggregation, "weight_records_max": 100, **fields})
@@ -500,7 +503,9 @@ def own_sum(buffering: Buffering, group: int, update: np.ndarray, weight: float 
     source = np.random.default_rng(group)
     prepared = prepare_words(update.astype(np.float32), positions, form, weight=weight, metrics={}, source=source)
     sent = {"words": prepared.words, "positions": encode_positions(positions, plan.dimension)}
-    return GroupSummed(**{"draw": buffering.draw, "group": group, "arrived": (f"client-{group}",), **sent, **fields})
+    return GroupSummed(
+        **{"draw": buffering.draw, "group": group, "arrived": (f"client-{group}",), **NOBODY, **sent, **fields}
+    )
 
 
 @pytest.mark.parametrize("rule", ["mean", "trimmed-mean", "nnm-trimmed-mean"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,9 +52,7 @@ class Stage:
 
     def desk_stage(self, name: str) -> SummingStage:
         desk = self.desk
-        return SummingStage(
-            name, desk.plan, desk.log, desk.directory_digest, desk.federation.opener(), desk.federation.seal
-        )
+        return SummingStage(name, desk.plan, desk.log, desk.federation.opener(), desk.federation.seal)
 
     def make_draw(self, counter: int = 1) -> Draw:
         size = self.desk.plan.group_size
@@ -99,7 +98,7 @@ class Stage:
         ]
 
     def transcript(self, client: str) -> bytes:
-        ground = ground_of(self.desk.log, self.desk.directory_digest)
+        ground = ground_of(self.desk.log)
         return transcript_of(ground, self.draw.sealed.digest, 0, self.group_of(client))
 
     def close(self) -> EntryAccepted:
@@ -125,6 +124,10 @@ def test_a_job_sends_every_member_its_roster_before_the_draw_is_read_back() -> N
     ]
 
 
+def with_body(reply: GroupReplyArrived, body: bytes) -> GroupReplyArrived:
+    return replace(reply, message=reply.message.model_copy(update={"body": body}))
+
+
 def test_positions_behind_the_words_are_handed_on_as_they_came() -> None:
     plan = tiny_plan(64, codec={"selection": "top_k", "density": 0.1})
     stage = Stage(plan=plan)
@@ -133,11 +136,10 @@ def test_positions_behind_the_words_are_handed_on_as_they_came() -> None:
     (good,) = stage.words(client)
     positions = bytes(range(plan.positions_bytes))
     for wrong in (b"", positions[:-1], positions + b"x"):
-        (refused,) = stage.handle(WordsArrived(client, good.words.model_copy(update={"body": good.words.body + wrong})))
+        (refused,) = stage.handle(with_body(good, good.message.body + wrong))
         assert refused.fields["reason"] == RefusalReason.WRONG_SIZE
 
-    whole = good.words.model_copy(update={"body": good.words.body + positions})
-    (summed,) = sums(stage.handle(WordsArrived(client, whole)))
+    (summed,) = sums(stage.handle(with_body(good, good.message.body + positions)))
     assert summed.positions == positions
     assert np.array_equal(summed.words, stage.vector(client))
 

@@ -68,12 +68,17 @@ def test_the_defaults_are_a_sound_plan() -> None:
             "codec.density=0.5 has no effect with selection 'dense'; set it to 1",
         ),
         (
-            {"codec": {"selection": "top_k"}, "aggregation": {"rule": "median", "trim": 0}},
+            {"codec": {"selection": "top_k"}},
+            "group_size=4: with codec.selection 'top_k' every client sends other coordinates, so masks would not cancel; "
+            "use 1, or another selection",
+        ),
+        (
+            {"group_size": 1, "codec": {"selection": "top_k"}, "aggregation": {"rule": "median", "trim": 0}},
             "aggregation.rule='median' is zero wherever fewer than half of the clients sent a value, so with "
             "codec.selection 'top_k' little or nothing is learned; use another rule",
         ),
         (
-            {"codec": {"selection": "top_k", "density": 1.0}},
+            {"group_size": 1, "codec": {"selection": "top_k", "density": 1.0}},
             "codec.density=1.0 lets 'top_k' send every value; use the selection 'dense'",
         ),
         (

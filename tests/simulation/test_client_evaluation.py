@@ -30,7 +30,7 @@ class Blind(TinyWorkload):
 
 def simulate(**options: Any) -> Run:
     run = Run("memory", "in-process")
-    for note in Simulation(DemoOptions(**{"processes": 1, **options})).run():
+    for note in Simulation(DemoOptions(**{"processes": 1, "group_size": 1, **options})).run():
         run.hear(note.event, note.fields)
     return run
 

@@ -98,9 +98,9 @@ def test_without_the_option_statistics_stay_the_models_own() -> None:
 def test_the_option_reaches_the_plan_and_the_run() -> None:
     reference = f"{__name__}:Normalized"
     with pytest.raises(PlanError, match="float_buffers: sparse updates"):
-        list(Simulation(DemoOptions(workload=reference, clients=CLIENTS, float_buffers=True)).run())
+        list(Simulation(DemoOptions(workload=reference, clients=CLIENTS, group_size=1, float_buffers=True)).run())
 
-    options = DemoOptions(workload=reference, clients=CLIENTS, rounds=1, density=1.0, float_buffers=True)
+    options = DemoOptions(workload=reference, clients=CLIENTS, group_size=1, rounds=1, density=1.0, float_buffers=True)
     notes = {note.event: note.fields for note in Simulation(options).run()}
     assert notes["coordinator_started"]["plan"]["float_buffers"] is True  # type: ignore[index]
     assert notes["round_finished"]["version"] == 1

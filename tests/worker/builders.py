@@ -131,7 +131,6 @@ class Client:
             self.seat(client),
             self.federation.names,
             self.book.reader,
-            self.federation.directory,
             self.federation.opener(),
             self.policy,
             rounding=np.random.default_rng(0),
