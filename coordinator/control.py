@@ -17,7 +17,7 @@ from shared.effects import Settle, note
 from shared.errors import RefusalReason
 from shared.identity import OPERATOR
 from shared.modellog.chain import GENESIS
-from shared.wire.messages import RunEntry
+from shared.wire.log_messages import RunEntry
 
 AGE_MAX_US = 60_000_000
 """How far a command's time of issue may be from the coordinator's clock, either way (microseconds)."""

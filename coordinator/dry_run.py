@@ -23,13 +23,8 @@ from shared.crypto.signing import SigningKey
 from shared.modellog.listed import listed_size, worth_listing
 from shared.plan import Plan
 from shared.wire.framing import pack_batches, seal
-from shared.wire.messages import (
-    INLINE_BYTES_MAX,
-    PIECE_BYTES_MAX,
-    Entry,
-    Message,
-    Piece,
-)
+from shared.wire.log_messages import INLINE_BYTES_MAX, Entry, Piece
+from shared.wire.messages import PIECE_BYTES_MAX, Message
 from shared.wire.topology import Names, log_queue
 
 FLOAT_BYTES = 4

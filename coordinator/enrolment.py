@@ -14,7 +14,7 @@ from shared.effects import note
 from shared.errors import DirectoryError
 from shared.membership import Membership
 from shared.modellog.chain import GENESIS
-from shared.wire.messages import DirectoryEntry
+from shared.wire.log_messages import DirectoryEntry
 
 
 class Enrolment:

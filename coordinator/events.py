@@ -10,7 +10,8 @@ from coordinator.aggregator.convergence import Evaluation
 from shared.codec.validation import Spread
 from shared.effects import Effect, Receipt
 from shared.modellog.reader import Accepted
-from shared.wire.messages import Agreement, Control, GivenUp, GroupJob, Offer, Reveal, Shares, Status, Sum, Words
+from shared.wire.group_messages import Agreement, GivenUp, GroupJob, Reveal, Shares, Sum, Words
+from shared.wire.messages import Control, Offer, Status
 
 
 @dataclass(frozen=True, slots=True)

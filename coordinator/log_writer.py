@@ -14,7 +14,8 @@ from shared.modellog.chain import GENESIS, ChainState
 from shared.modellog.entries import SealedEntry, Sealer, hashes_of, seal_entry
 from shared.modellog.reader import Accepted, LogEvent, LogReader, Skipped, weights_digest
 from shared.plan import Plan
-from shared.wire.messages import Entry, RunState, SnapshotEntry
+from shared.wire.log_messages import Entry, SnapshotEntry
+from shared.wire.messages import RunState
 
 
 class Fenced(ComitiaError):

@@ -26,7 +26,7 @@ from shared.errors import PlanError
 from shared.modellog.entries import Sealer
 from shared.modellog.reader import Accepted, LogEvent, Marked, weights_digest
 from shared.plan import Plan
-from shared.wire.messages import Mark, SnapshotEntry, TermEntry, VoidEntry
+from shared.wire.log_messages import Mark, SnapshotEntry, TermEntry, VoidEntry
 from shared.wire.topology import Names
 
 

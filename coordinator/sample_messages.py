@@ -6,22 +6,10 @@ from collections.abc import Callable
 from typing import Literal
 
 from shared.plan import Plan
+from shared.wire.group_messages import COMMITMENTS_BYTES, SHARE_BOX_BYTES, SHARE_BYTES, Agreement, Reveal, Shares, Words
+from shared.wire.log_messages import ChangeEntry, SnapshotEntry
 from shared.wire.member_sets import encode_members
-from shared.wire.messages import (
-    COMMITMENTS_BYTES,
-    SHARE_BOX_BYTES,
-    SHARE_BYTES,
-    Agreement,
-    ChangeEntry,
-    Message,
-    Offer,
-    PublicKeys,
-    Reveal,
-    RunState,
-    Shares,
-    SnapshotEntry,
-    Words,
-)
+from shared.wire.messages import Message, Offer, PublicKeys, RunState
 
 Where = Literal["round", "listed", "all"]
 """What a change entry's body covers."""

@@ -63,21 +63,9 @@ from shared.transport.port import (
     TransportEvent,
 )
 from shared.wire.framing import Opener, seal
-from shared.wire.messages import (
-    Agreement,
-    Control,
-    DirectoryEntry,
-    Entry,
-    GivenUp,
-    GroupJob,
-    Message,
-    Offer,
-    Reveal,
-    Shares,
-    Status,
-    Sum,
-    Words,
-)
+from shared.wire.group_messages import Agreement, GivenUp, GroupJob, Reveal, Shares, Sum, Words
+from shared.wire.log_messages import DirectoryEntry, Entry
+from shared.wire.messages import Control, Message, Offer, Status
 from shared.wire.topology import (
     Names,
     client_queue,

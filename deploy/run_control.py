@@ -18,7 +18,8 @@ from shared.membership import Membership
 from shared.modellog.reader import Accepted, LogReader
 from shared.transport.port import ConsumerWaiting, Delivered, Disconnected, Refused, Sink, Transport, TransportEvent
 from shared.wire.framing import Opener, pack_batches, seal
-from shared.wire.messages import Control, RunEntry, RunState
+from shared.wire.log_messages import RunEntry
+from shared.wire.messages import Control, RunState
 from shared.wire.topology import Names, log_queue
 
 LOG_PREFETCH = 32

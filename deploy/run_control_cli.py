@@ -14,7 +14,8 @@ from shared.directory import COORDINATOR_KEY_FILE
 from shared.membership import load_membership
 from shared.settings import ProcessSettings
 from shared.transport.rabbitmq import RabbitMqTransport
-from shared.wire.messages import RunEntry, RunState
+from shared.wire.log_messages import RunEntry
+from shared.wire.messages import RunState
 
 _Config = Annotated[
     Path | None, typer.Option(help="TOML file with the broker's settings; the environment wins over it.")

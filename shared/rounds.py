@@ -8,7 +8,7 @@ from shared.codec.coordinates import coordinates_digest
 from shared.crypto.transcript import GroupContext, group_transcript
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
-from shared.wire.messages import Group
+from shared.wire.group_messages import Group
 
 
 @dataclass(frozen=True, slots=True)

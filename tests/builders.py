@@ -21,19 +21,8 @@ from shared.modellog.reader import LogEvent, LogReader, weights_digest
 from shared.plan import Plan, make_plan
 from shared.transport.port import Delivery
 from shared.wire.framing import Opener, pack_batches, seal
-from shared.wire.messages import (
-    ChangeEntry,
-    ClientState,
-    DrawEntry,
-    Entry,
-    Message,
-    Offer,
-    RunState,
-    SnapshotEntry,
-    Status,
-    TermEntry,
-    VoidEntry,
-)
+from shared.wire.log_messages import ChangeEntry, DrawEntry, Entry, SnapshotEntry, TermEntry, VoidEntry
+from shared.wire.messages import ClientState, Message, Offer, RunState, Status
 from shared.wire.topology import Names
 
 FEDERATION = "test"

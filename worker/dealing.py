@@ -16,8 +16,9 @@ from shared.crypto.masks import MaskKeys, member_mask_keys
 from shared.crypto.sealing import TAG_BYTES, open_sealed, seal
 from shared.crypto.shamir import SHARE_BYTES
 from shared.errors import RefusalReason, RemoteProtocolError
+from shared.wire.group_messages import Shares
 from shared.wire.member_sets import participants_digest
-from shared.wire.messages import PublicKeys, Shares
+from shared.wire.messages import PublicKeys
 
 BOX_BYTES = 2 * SHARE_BYTES + TAG_BYTES
 """What one dealer seals to one receiver."""

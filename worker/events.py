@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.effects import Effect, Receipt
-from shared.wire.messages import GroupMessage, Task
+from shared.wire.group_messages import GroupMessage
+from shared.wire.messages import Task
 from worker.stored_update import TaskId, UpdateId, UpdateMeta
 
 

@@ -23,19 +23,9 @@ from shared.modellog.reader import LogReader
 from shared.plan import Plan
 from shared.rounds import ground_of, transcript_of
 from shared.wire.framing import Opener
+from shared.wire.group_messages import Agreement, Arrived, Group, GroupMessage, Participants, Reveal, Roster, Unmask
 from shared.wire.member_sets import decode_members, encode_members
-from shared.wire.messages import (
-    Agreement,
-    Arrived,
-    Group,
-    GroupMessage,
-    Offer,
-    Participants,
-    PublicKeys,
-    Reveal,
-    Roster,
-    Unmask,
-)
+from shared.wire.messages import Offer, PublicKeys
 from shared.wire.topology import Names
 from worker import roster as rosters
 from worker import rules

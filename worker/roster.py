@@ -14,7 +14,8 @@ from shared.errors import RefusalReason, RemoteProtocolError
 from shared.modellog.chain import ChainState
 from shared.plan import Plan
 from shared.wire.framing import Opener
-from shared.wire.messages import Member, Offer, Roster
+from shared.wire.group_messages import Member, Roster
+from shared.wire.messages import Offer
 from worker.policy import Policy
 
 

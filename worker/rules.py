@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from shared.errors import RefusalReason, RemoteProtocolError
-from shared.wire.messages import Agreement
+from shared.wire.group_messages import Agreement
 
 
 def check_group(asked: bytes, ours: bytes, what: str) -> None:

@@ -25,7 +25,8 @@ from shared.plan import Plan
 from shared.telemetry import Telemetry
 from shared.transport.port import Confirmed, Delivered, Delivery, Transport, TransportEvent
 from shared.wire.framing import Opener, seal
-from shared.wire.messages import GroupMessage, Message, Task
+from shared.wire.group_messages import GroupMessage
+from shared.wire.messages import Message, Task
 from shared.wire.topology import Names, client_queue, log_queue, talk_queue
 from shared.workloads.port import Workload
 from worker.client import ClientMachine

@@ -11,7 +11,7 @@ from shared.crypto.keys import OneTimeKeys
 from shared.errors import RemoteProtocolError
 from shared.modellog.entries import cut
 from shared.wire.framing import Opener
-from shared.wire.messages import Agreement, Group, Words
+from shared.wire.group_messages import Agreement, Group, Words
 from shared.wire.pieces import piece_count
 from worker import rules
 from worker.dealing import Dealt, Ring, SharePair

@@ -31,7 +31,8 @@ from shared.effects import Receipt, Settle, note
 from shared.errors import RefusalReason, RemoteProtocolError
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
-from shared.wire.messages import ChangeEntry, GivenUp, Sum, VoidEntry
+from shared.wire.group_messages import GivenUp, Sum
+from shared.wire.log_messages import ChangeEntry, VoidEntry
 from shared.wire.pieces import PieceCollector
 
 STAGES_PER_GROUP = 4

@@ -54,7 +54,7 @@ from shared.modellog.chain import GENESIS, ChainState
 from shared.modellog.listed import encode_listed
 from shared.modellog.reader import weights_digest
 from shared.plan import Plan
-from shared.wire.messages import ChangeEntry, SnapshotEntry, VoidEntry
+from shared.wire.log_messages import ChangeEntry, SnapshotEntry, VoidEntry
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ from shared.crypto import merkle
 from shared.crypto.draw import cut_groups, draw_order, group_leaf
 from shared.modellog.chain import GENESIS
 from shared.modellog.entries import SealedEntry
-from shared.wire.messages import DrawEntry, Group, GroupJob, Member
+from shared.wire.group_messages import Group, GroupJob, Member
+from shared.wire.log_messages import DrawEntry
 
 JOB_MEMBERS = 16
 """A job holds groups of about this many members: small enough to share out, large enough to be one message."""

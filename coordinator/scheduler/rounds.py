@@ -58,16 +58,8 @@ from shared.errors import RefusalReason
 from shared.modellog.chain import ChainState
 from shared.modellog.entries import Sealer
 from shared.plan import Plan
-from shared.wire.messages import (
-    OFFER_BYTES_MAX,
-    ChangeEntry,
-    DirectoryEntry,
-    DrawEntry,
-    RunEntry,
-    RunState,
-    Task,
-    VoidEntry,
-)
+from shared.wire.log_messages import ChangeEntry, DirectoryEntry, DrawEntry, RunEntry, VoidEntry
+from shared.wire.messages import OFFER_BYTES_MAX, RunState, Task
 from shared.wire.topology import Names
 
 VOID_DRAWS_ALARM = 3

@@ -34,7 +34,7 @@ from coordinator.events import (
 from shared.effects import Note, note
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
-from shared.wire.messages import ChangeEntry, Entry, SnapshotEntry
+from shared.wire.log_messages import ChangeEntry, Entry, SnapshotEntry
 
 BY_OPERATOR = "stopped by the operator"
 

@@ -21,8 +21,7 @@ from shared.codec.quantize import SumFormat
 from shared.crypto.keys import public_of
 from shared.effects import Publish, note
 from shared.errors import LocalProtocolError, RefusalReason, RemoteProtocolError
-from shared.wire.member_sets import decode_members, encode_members, participants_digest
-from shared.wire.messages import (
+from shared.wire.group_messages import (
     Agreement,
     Arrived,
     Group,
@@ -34,6 +33,7 @@ from shared.wire.messages import (
     Unmask,
     Words,
 )
+from shared.wire.member_sets import decode_members, encode_members, participants_digest
 
 REPEAT_S = 2.0
 """A member that has not answered is sent the last message again after this time."""

@@ -16,8 +16,8 @@ from shared.codec.quantize import Words as WordVector
 from shared.crypto import shamir
 from shared.crypto.commitments import COMMITMENT_BYTES, NO_SHARE, Secret, seed_commitment, share_commitment
 from shared.errors import RefusalReason, RemoteProtocolError
+from shared.wire.group_messages import SHARE_BOX_BYTES, Agreement, Reveal, Shares, Words
 from shared.wire.member_sets import decode_members
-from shared.wire.messages import SHARE_BOX_BYTES, Agreement, Reveal, Shares, Words
 from shared.wire.pieces import PieceCollector, check_piece
 
 

@@ -32,7 +32,8 @@ from shared.outgoing import Outgoing
 from shared.telemetry import Telemetry
 from shared.transport.port import Confirmed, Delivered, Delivery, Transport, TransportEvent
 from shared.wire.framing import Opener, seal
-from shared.wire.messages import Agreement, GivenUp, GroupJob, Message, Reveal, Shares, Sum, Words
+from shared.wire.group_messages import Agreement, GivenUp, GroupJob, Reveal, Shares, Sum, Words
+from shared.wire.messages import Message
 from shared.wire.pieces import piece_count
 from shared.wire.topology import Names, groups_queue, log_queue, stage_queue
 

@@ -38,7 +38,9 @@ from shared.plan import Plan
 from shared.rounds import ground_of, transcript_of
 from shared.transport.port import Outcome
 from shared.wire.framing import Opener
-from shared.wire.messages import ChangeEntry, DrawEntry, Group, GroupJob, GroupMessage, Offer, VoidEntry
+from shared.wire.group_messages import Group, GroupJob, GroupMessage
+from shared.wire.log_messages import ChangeEntry, DrawEntry, VoidEntry
+from shared.wire.messages import Offer
 from shared.wire.topology import Names
 
 OPEN_BYTES_MAX = 192 << 20

@@ -16,7 +16,8 @@ from shared.membership import Membership
 from shared.modellog.reader import LogReader, Marked, Skipped
 from shared.transport.port import Delivery
 from shared.wire.framing import Opened, Opener, pack_batches, split_batch
-from shared.wire.messages import ChangeEntry, DrawEntry, Entry, Message, Piece, RunEntry, SnapshotEntry, VoidEntry
+from shared.wire.log_messages import ChangeEntry, DrawEntry, Entry, Piece, RunEntry, SnapshotEntry, VoidEntry
+from shared.wire.messages import Message
 
 Outcome = Literal["accepted", "skipped", "mark"]
 

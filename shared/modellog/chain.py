@@ -27,17 +27,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from shared.errors import RefusalReason
-from shared.wire.messages import (
+from shared.wire.log_messages import (
     ChangeEntry,
     DirectoryEntry,
     DrawEntry,
     Entry,
     RunEntry,
-    RunState,
     SnapshotEntry,
     TermEntry,
     VoidEntry,
 )
+from shared.wire.messages import RunState
 
 GENESIS = bytes(32)
 """The parent of a federation's first entry."""

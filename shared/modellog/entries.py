@@ -11,7 +11,8 @@ from typing import TypeVar
 import numpy as np
 
 from shared.wire.framing import digest_of
-from shared.wire.messages import INLINE_BYTES_MAX, PIECE_BYTES_MAX, Entry, Message, Piece
+from shared.wire.log_messages import INLINE_BYTES_MAX, Entry, Piece
+from shared.wire.messages import PIECE_BYTES_MAX, Message
 
 PIECE_COST_BYTES = 256
 """What a piece takes besides its body: a flood of tiny ones is bounded as well."""

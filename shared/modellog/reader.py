@@ -25,7 +25,7 @@ from shared.modellog.entries import PieceBuffer, SealedEntry, assemble, body_siz
 from shared.modellog.listed import decode_listed
 from shared.plan import Plan, decode_plan
 from shared.wire.framing import Opened, Opener, split_batch
-from shared.wire.messages import ChangeEntry, DirectoryEntry, Entry, Mark, Piece, SnapshotEntry
+from shared.wire.log_messages import ChangeEntry, DirectoryEntry, Entry, Mark, Piece, SnapshotEntry
 
 PIECES_BYTES_FLOOR = 64 << 20
 PIECES_BYTES_UNKNOWN_MODEL = 4 << 30

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 from shared.crypto.signing import Purpose, SigningKey, VerificationCache, VerifyingKey
 from shared.errors import LocalProtocolError, RefusalReason, RemoteProtocolError
 from shared.identity import COORDINATOR
-from shared.wire.messages import FRAME_BYTES_MAX, GROUPS_MAX, MESSAGE_TYPES, Kind, Message, Role
+from shared.wire.messages import FRAME_BYTES_MAX, GROUPS_MAX, Kind, Message, Role
+from shared.wire.registry import MESSAGE_TYPES
 
 MAGIC = b"CMT"
 WIRE_VERSION = 1

@@ -24,7 +24,7 @@ from shared.codec.flatten import FloatVector
 from shared.codec.quantize import SumFormat, Words, open_mean, read_words
 from shared.crypto.signing import SigningKey, VerificationCache
 from shared.modellog.entries import cut
-from shared.wire import messages
+from shared.wire import group_messages
 from shared.wire.framing import Opener, pack_batches, seal
 from tests.bench.measure import HotPath, Row, Run, peer
 from worker.update import prepare_words
@@ -135,8 +135,8 @@ class Channel:
         bodies = [opener.open(frame).message.body for frame in frames]  # type: ignore[attr-defined]
         return bodies[0] if len(bodies) == 1 else b"".join(bodies)
 
-    def _message(self, body: bytes, part: int, parts: int) -> messages.Words:
-        return messages.Words(transcript=bytes(32), participants=b"\1", part=part, parts=parts, body=body)
+    def _message(self, body: bytes, part: int, parts: int) -> group_messages.Words:
+        return group_messages.Words(transcript=bytes(32), participants=b"\1", part=part, parts=parts, body=body)
 
 
 class NoKey:

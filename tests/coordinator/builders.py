@@ -16,7 +16,8 @@ from shared.modellog.chain import ChainState
 from shared.modellog.reader import Accepted, LogEvent
 from shared.plan import Plan
 from shared.wire.framing import digest_of, pack_batches
-from shared.wire.messages import ClientState, Entry, Message
+from shared.wire.log_messages import Entry
+from shared.wire.messages import ClientState, Message
 from tests.builders import Federation, make_delivery, make_federation, make_offer, make_status, tiny_plan
 
 E = TypeVar("E")

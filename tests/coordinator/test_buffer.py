@@ -27,7 +27,7 @@ from shared.effects import Append
 from shared.modellog.chain import GENESIS
 from shared.modellog.listed import listed_size
 from shared.plan import Plan
-from shared.wire.messages import ChangeEntry, DrawEntry, SnapshotEntry, VoidEntry
+from shared.wire.log_messages import ChangeEntry, DrawEntry, SnapshotEntry, VoidEntry
 from tests.builders import tiny_plan
 from tests.coordinator.builders import Desk, notes, only, told
 from worker.update import prepare_words

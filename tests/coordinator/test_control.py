@@ -8,7 +8,8 @@ from coordinator.control import AGE_MAX_US, RunControl
 from coordinator.events import ControlArrived, Tick
 from shared.effects import Append, Settle
 from shared.modellog.chain import GENESIS
-from shared.wire.messages import Control, DrawEntry, RunEntry, RunState
+from shared.wire.log_messages import DrawEntry, RunEntry
+from shared.wire.messages import Control, RunState
 from tests.coordinator.builders import Desk, notes, only, receipt
 
 NOW_US = 10**15

@@ -7,7 +7,8 @@ from coordinator.scheduler.pool import WaitingOffer
 from shared.crypto import merkle
 from shared.crypto.draw import cut_groups, draw_order, group_leaf
 from shared.effects import Append
-from shared.wire.messages import DrawEntry, Kind
+from shared.wire.log_messages import DrawEntry
+from shared.wire.messages import Kind
 from tests.coordinator.builders import Desk
 
 

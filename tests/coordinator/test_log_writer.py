@@ -8,7 +8,7 @@ import pytest
 from coordinator.log_writer import Fenced
 from shared.errors import LocalProtocolError
 from shared.modellog.chain import GENESIS
-from shared.wire.messages import DrawEntry, TermEntry, VoidEntry
+from shared.wire.log_messages import DrawEntry, TermEntry, VoidEntry
 from tests.coordinator.builders import Desk
 
 

@@ -14,7 +14,7 @@ from shared.errors import PlanError
 from shared.modellog.chain import GENESIS
 from shared.modellog.reader import weights_digest
 from shared.plan import Plan
-from shared.wire.messages import DrawEntry, Mark, SnapshotEntry, TermEntry, VoidEntry
+from shared.wire.log_messages import DrawEntry, Mark, SnapshotEntry, TermEntry, VoidEntry
 from tests.builders import tiny_plan
 from tests.coordinator.builders import Desk, notes, only
 

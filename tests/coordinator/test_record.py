@@ -28,7 +28,7 @@ from shared.codec.validation import Spread, validation_slots
 from shared.effects import Note
 from shared.modellog.chain import GENESIS
 from shared.modellog.reader import weights_digest
-from shared.wire.messages import ChangeEntry, DrawEntry
+from shared.wire.log_messages import ChangeEntry, DrawEntry
 from tests.builders import tiny_plan
 from tests.coordinator.builders import Desk
 

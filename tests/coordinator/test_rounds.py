@@ -28,20 +28,9 @@ from shared.effects import Append, Note, Settle
 from shared.errors import RefusalReason
 from shared.modellog.chain import GENESIS
 from shared.modellog.reader import weights_digest
-from shared.wire.messages import (
-    OFFER_BYTES_MAX,
-    Agreement,
-    ChangeEntry,
-    ClientState,
-    DrawEntry,
-    GroupJob,
-    PublicKeys,
-    Reveal,
-    Shares,
-    Task,
-    VoidEntry,
-    Words,
-)
+from shared.wire.group_messages import Agreement, GroupJob, Reveal, Shares, Words
+from shared.wire.log_messages import ChangeEntry, DrawEntry, VoidEntry
+from shared.wire.messages import OFFER_BYTES_MAX, ClientState, PublicKeys, Task
 from tests.builders import tiny_plan
 from tests.coordinator.builders import Desk, Settled, notes, only, told
 

@@ -12,7 +12,8 @@ from shared.errors import BrokerUnavailable, PlanError, RefusalReason
 from shared.modellog.chain import GENESIS
 from shared.transport.port import Connected, Disconnected, Outcome, Refused
 from shared.wire.framing import pack_batches
-from shared.wire.messages import Kind, Status, TermEntry
+from shared.wire.log_messages import TermEntry
+from shared.wire.messages import Kind, Status
 from tests.builders import make_offer, make_status
 from tests.simulation.federation import FederationRun
 

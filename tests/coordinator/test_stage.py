@@ -31,7 +31,9 @@ from shared.modellog.chain import GENESIS
 from shared.plan import Plan
 from shared.rounds import ground_of, transcript_of
 from shared.transport.port import Outcome
-from shared.wire.messages import PIECE_BYTES_MAX, Group, GroupJob, PublicKeys, Roster, VoidEntry, Words
+from shared.wire.group_messages import Group, GroupJob, Roster, Words
+from shared.wire.log_messages import VoidEntry
+from shared.wire.messages import PIECE_BYTES_MAX, PublicKeys
 from tests.builders import make_status, tiny_plan
 from tests.coordinator.builders import Desk, Settled, notes, only, receipt, told
 

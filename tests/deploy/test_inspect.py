@@ -30,7 +30,7 @@ from shared.transport.memory import MemoryBroker, MemoryTransport
 from shared.transport.port import Outcome, Sink, Transport, TransportEvent
 from shared.transport.rabbitmq import BrokerSettings, RabbitMqTransport
 from shared.wire.framing import pack_batches
-from shared.wire.messages import Mark
+from shared.wire.log_messages import Mark
 from shared.wire.topology import dead_queue, federation_topology, groups_queue
 from tests.builders import (
     Federation,

@@ -17,7 +17,9 @@ from shared.errors import ComitiaError, PlanError, SettingsError
 from shared.modellog.listed import encode_listed
 from shared.plan import make_plan
 from shared.wire.framing import split_batch
-from shared.wire.messages import PIECE_BYTES_MAX, ChangeEntry, Offer, SnapshotEntry, Words
+from shared.wire.group_messages import Words
+from shared.wire.log_messages import ChangeEntry, SnapshotEntry
+from shared.wire.messages import PIECE_BYTES_MAX, Offer
 from tests.builders import LogBook, make_federation, tiny_plan
 from tests.simulation.federation import FederationRun
 from tests.tiny_workload import TinyWorkload

@@ -8,7 +8,9 @@ from shared.crypto.signing import SigningKey, load_signing_key
 from shared.identity import COORDINATOR
 from shared.modellog.chain import GENESIS
 from shared.wire.framing import BATCH_BYTES_MAX, pack_batches, seal
-from shared.wire.messages import ClientState, Message, Offer, Status, Task, VoidEntry, Words
+from shared.wire.group_messages import Words
+from shared.wire.log_messages import VoidEntry
+from shared.wire.messages import ClientState, Message, Offer, Status, Task
 from tests.integration.conftest import MakeFederation
 from tests.integration.federation import LiveFederation, wait_until
 from worker.keystore import key_file

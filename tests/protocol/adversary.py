@@ -18,24 +18,22 @@ from shared.crypto.commitments import COMMITMENT_BYTES, Secret, share_commitment
 from shared.crypto.keys import OneTimeKeys, agree, pair_mask_key, public_of, self_mask_key
 from shared.crypto.masks import add_masks, member_mask_keys
 from shared.errors import RemoteProtocolError
-from shared.wire.member_sets import decode_members, encode_members, participants_digest
-from shared.wire.messages import (
+from shared.wire.group_messages import (
     SHARE_BOX_BYTES,
     SHARE_BYTES,
     Agreement,
     Arrived,
     Group,
     GroupMessage,
-    Message,
-    Offer,
     Participants,
-    PublicKeys,
     Reveal,
     Roster,
     Shares,
     Unmask,
     Words,
 )
+from shared.wire.member_sets import decode_members, encode_members, participants_digest
+from shared.wire.messages import Message, Offer, PublicKeys
 from tests.protocol.circle import Circle, Letter, Party
 from worker.dealing import Ring, open_shares
 

@@ -35,7 +35,9 @@ from shared.crypto.draw import group_leaf
 from shared.effects import Note, Publish, Receipt
 from shared.rounds import ground_of, transcript_of
 from shared.wire.framing import Opened
-from shared.wire.messages import DrawEntry, Group, GroupJob, GroupMessage, Member, Message, Offer
+from shared.wire.group_messages import Group, GroupJob, GroupMessage, Member
+from shared.wire.log_messages import DrawEntry
+from shared.wire.messages import Message, Offer
 from tests.builders import LogBook, make_delivery, make_federation, tiny_plan
 from worker import dealing
 from worker.events import SpendUpdate, WorkerEffect

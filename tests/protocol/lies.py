@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from coordinator.events import GroupGivenUp, GroupSummed
-from shared.wire.messages import (
-    GroupMessage,
-    Message,
-)
+from shared.wire.group_messages import GroupMessage
+from shared.wire.messages import Message
 from tests.protocol.circle import Circle, Letter, Party
 from worker.member import Session
 

@@ -10,7 +10,7 @@ import numpy as np
 from coordinator.events import CoordinatorEffect, GroupGivenUp, GroupReplyArrived, GroupSummed, JobArrived, Tell, Tick
 from coordinator.summing.stage import SummingStage
 from shared.effects import Publish, Receipt, Settle
-from shared.wire.messages import GroupMessage
+from shared.wire.group_messages import GroupMessage
 from tests.builders import make_delivery
 from tests.protocol.circle import Circle, Letter
 

@@ -16,7 +16,8 @@ from shared.errors import RemoteProtocolError
 from shared.identity import ClientId
 from shared.wire import framing
 from shared.wire.framing import seal
-from shared.wire.messages import Arrived, Group, Message, Participants, Roster, Shares, Words
+from shared.wire.group_messages import Arrived, Group, Participants, Roster, Shares, Words
+from shared.wire.messages import Message
 from tests.builders import make_federation
 from tests.protocol.adversary import Hub
 from tests.protocol.circle import Circle

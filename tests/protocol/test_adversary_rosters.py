@@ -21,7 +21,8 @@ from shared.crypto.signing import SigningKey, VerificationCache
 from shared.directory import Directory
 from shared.errors import RemoteProtocolError
 from shared.wire.framing import seal
-from shared.wire.messages import Group, Member, Offer
+from shared.wire.group_messages import Group, Member
+from shared.wire.messages import Offer
 from tests.builders import signing_key
 from tests.protocol.adversary import Hub
 from tests.protocol.circle import Circle, Party

@@ -15,7 +15,8 @@ import pytest
 
 from shared.codec.coordinates import coordinates_digest
 from shared.plan import Plan
-from shared.wire.messages import Group, Message, Roster, Shares
+from shared.wire.group_messages import Group, Roster, Shares
+from shared.wire.messages import Message
 from tests.builders import LogBook
 from tests.protocol.adversary import Hub
 from tests.protocol.circle import Circle, D

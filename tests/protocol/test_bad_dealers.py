@@ -10,14 +10,8 @@ from coordinator.events import GroupGivenUp
 from shared.crypto.commitments import NO_SHARE
 from shared.crypto.sealing import seal
 from shared.crypto.shamir import SHARE_BYTES
-from shared.wire.messages import (
-    SHARE_BOX_BYTES,
-    Arrived,
-    Message,
-    Reveal,
-    Shares,
-    Words,
-)
+from shared.wire.group_messages import SHARE_BOX_BYTES, Arrived, Reveal, Shares, Words
+from shared.wire.messages import Message
 from tests.protocol.circle import Circle, Party, entropy_of
 from tests.protocol.lies import BAD, PLACE, Lie, assert_sum, corrupt, instead, others, run, session_of
 from tests.protocol.relay import Relay

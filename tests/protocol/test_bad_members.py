@@ -14,15 +14,9 @@ import pytest
 from coordinator.events import GroupGivenUp, GroupSummed
 from shared.crypto.commitments import COMMITMENT_BYTES, NO_SHARE, seed_commitment
 from shared.crypto.shamir import SHARE_BYTES
+from shared.wire.group_messages import SHARE_BOX_BYTES, Agreement, Reveal, Shares, Words
 from shared.wire.member_sets import encode_members
-from shared.wire.messages import (
-    SHARE_BOX_BYTES,
-    Agreement,
-    Message,
-    Reveal,
-    Shares,
-    Words,
-)
+from shared.wire.messages import Message
 from tests.protocol.circle import Circle, Party
 from tests.protocol.lies import BAD, PLACE, assert_sum, corrupt, instead, others, run
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from coordinator.events import GroupGivenUp, GroupSummed
-from shared.wire.messages import Agreement, Arrived, Participants, Reveal, Roster, Shares, Unmask, Words
+from shared.wire.group_messages import Agreement, Arrived, Participants, Reveal, Roster, Shares, Unmask, Words
 from tests.protocol.circle import Circle, Letter, remembered_agreements
 
 _log = logging.getLogger(__name__)

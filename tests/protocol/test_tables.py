@@ -14,11 +14,10 @@ from coordinator.summing.group import GroupSum
 from coordinator.summing.steps import TRANSITIONS as GROUP_TRANSITIONS
 from coordinator.summing.steps import GroupState, GroupStep
 from shared.effects import Note, Publish
-from shared.wire.messages import (
+from shared.wire.group_messages import (
     Agreement,
     Arrived,
     GroupMessage,
-    Message,
     Participants,
     Reveal,
     Roster,
@@ -26,6 +25,7 @@ from shared.wire.messages import (
     Unmask,
     Words,
 )
+from shared.wire.messages import Message
 from tests.protocol.circle import Circle, Letter
 from tests.protocol.diagrams import PAGE, drawn
 from worker.events import SpendUpdate, WorkerEffect

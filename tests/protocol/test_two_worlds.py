@@ -22,7 +22,7 @@ import pytest
 from coordinator.events import GroupSummed
 from shared.crypto.commitments import Secret
 from shared.crypto.masks import MaskKeys
-from shared.wire.messages import Words
+from shared.wire.group_messages import Words
 from tests.protocol.adversary import Hub
 from tests.protocol.circle import Circle, D, Letter
 from tests.protocol.scenes import LENIENT

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from shared.wire import group_messages as g
+from shared.wire import log_messages as e
 from shared.wire import messages as m
 
 hashes = st.binary(min_size=32, max_size=32)
@@ -20,9 +22,9 @@ coordinates = st.sampled_from(["round", "all"])
 
 member_sets = st.binary(min_size=1, max_size=m.MEMBERS_MAX // 8)
 keys = st.builds(m.PublicKeys, sealing=hashes, masking=hashes)
-members = st.builds(m.Member, client=names, site=names, worker=names, offer=bodies)
+members = st.builds(g.Member, client=names, site=names, worker=names, offer=bodies)
 groups = st.builds(
-    m.Group,
+    g.Group,
     index=indices,
     members=st.lists(members, min_size=1, max_size=3).map(tuple),
     path=st.lists(hashes, max_size=4).map(tuple),
@@ -58,37 +60,37 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
         log_position=st.sampled_from(["absent", "following"]),
         reason=texts,
     ),
-    m.Kind.SHARES: st.builds(m.Shares, transcript=hashes, boxes=bodies, commitments=bodies, seed_commitment=hashes),
+    m.Kind.SHARES: st.builds(g.Shares, transcript=hashes, boxes=bodies, commitments=bodies, seed_commitment=hashes),
     m.Kind.WORDS: st.builds(
-        m.Words,
+        g.Words,
         transcript=hashes,
         participants=member_sets,
         part=st.integers(0, m.PIECES_MAX - 1),
         parts=st.integers(1, m.PIECES_MAX),
         body=bodies,
     ),
-    m.Kind.AGREEMENT: st.builds(m.Agreement, transcript=hashes, participants=member_sets, arrived=member_sets),
-    m.Kind.REVEAL: st.builds(m.Reveal, transcript=hashes, shares=bodies),
+    m.Kind.AGREEMENT: st.builds(g.Agreement, transcript=hashes, participants=member_sets, arrived=member_sets),
+    m.Kind.REVEAL: st.builds(g.Reveal, transcript=hashes, shares=bodies),
     m.Kind.TASK: st.builds(
         m.Task, client=names, version=versions, attempt=counters, head=hashes, snapshot_offset=counters
     ),
     m.Kind.ROSTER: st.builds(
-        m.Roster, client=names, draw=hashes, version=versions, group=groups, groups=counts, stage=names
+        g.Roster, client=names, draw=hashes, version=versions, group=groups, groups=counts, stage=names
     ),
     m.Kind.PARTICIPANTS: st.builds(
-        m.Participants,
+        g.Participants,
         **addressed,
         transcript=hashes,
         participants=member_sets,
-        boxes=st.lists(st.binary(max_size=m.SHARE_BOX_BYTES), max_size=3).map(tuple),
-        commitments=st.lists(st.binary(max_size=m.COMMITMENTS_BYTES), max_size=3).map(tuple),
+        boxes=st.lists(st.binary(max_size=g.SHARE_BOX_BYTES), max_size=3).map(tuple),
+        commitments=st.lists(st.binary(max_size=g.COMMITMENTS_BYTES), max_size=3).map(tuple),
     ),
-    m.Kind.ARRIVED: st.builds(m.Arrived, **addressed, transcript=hashes, participants=member_sets, arrived=member_sets),
+    m.Kind.ARRIVED: st.builds(g.Arrived, **addressed, transcript=hashes, participants=member_sets, arrived=member_sets),
     m.Kind.UNMASK: st.builds(
-        m.Unmask, **addressed, transcript=hashes, agreements=st.lists(bodies, max_size=3).map(tuple)
+        g.Unmask, **addressed, transcript=hashes, agreements=st.lists(bodies, max_size=3).map(tuple)
     ),
     m.Kind.SUM: st.builds(
-        m.Sum,
+        g.Sum,
         **end,
         arrived=name_lists,
         dropped=name_lists,
@@ -96,19 +98,19 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
         parts=st.integers(1, m.PIECES_MAX),
         body=bodies,
     ),
-    m.Kind.GIVEN_UP: st.builds(m.GivenUp, **end, reason=texts),
+    m.Kind.GIVEN_UP: st.builds(g.GivenUp, **end, reason=texts),
     m.Kind.GROUP_JOB: st.builds(
-        m.GroupJob,
+        g.GroupJob,
         draw=hashes,
         version=versions,
         groups=counts,
         members=st.lists(groups, min_size=1, max_size=3).map(tuple),
     ),
-    m.Kind.PIECE: st.builds(m.Piece, body=bodies),
-    m.Kind.MARK: st.builds(m.Mark, session=nonces),
-    m.Kind.TERM: st.builds(m.TermEntry, session=nonces, **link),
+    m.Kind.PIECE: st.builds(e.Piece, body=bodies),
+    m.Kind.MARK: st.builds(e.Mark, session=nonces),
+    m.Kind.TERM: st.builds(e.TermEntry, session=nonces, **link),
     m.Kind.SNAPSHOT: st.builds(
-        m.SnapshotEntry,
+        e.SnapshotEntry,
         version=versions,
         version_head=hashes,
         attempt=counters,
@@ -123,10 +125,10 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
         **link,
     ),
     m.Kind.DRAW: st.builds(
-        m.DrawEntry, version=versions, groups=counts, offers=st.integers(1, 2**32 - 1), root=hashes, **link
+        e.DrawEntry, version=versions, groups=counts, offers=st.integers(1, 2**32 - 1), root=hashes, **link
     ),
     m.Kind.CHANGE: st.builds(
-        m.ChangeEntry,
+        e.ChangeEntry,
         version=versions,
         draw=hashes,
         groups=st.lists(indices, min_size=1, max_size=5).map(tuple),
@@ -135,8 +137,8 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
         coordinates=coordinates,
         **link,
     ),
-    m.Kind.VOID: st.builds(m.VoidEntry, draw=hashes, reason=texts, **link),
-    m.Kind.RUN: st.builds(m.RunEntry, run=st.sampled_from(m.RunState), issued_us=counters, version=versions, **link),
-    m.Kind.DIRECTORY: st.builds(m.DirectoryEntry, number=st.integers(1, 2**48 - 1), digest=hashes, **link),
+    m.Kind.VOID: st.builds(e.VoidEntry, draw=hashes, reason=texts, **link),
+    m.Kind.RUN: st.builds(e.RunEntry, run=st.sampled_from(m.RunState), issued_us=counters, version=versions, **link),
+    m.Kind.DIRECTORY: st.builds(e.DirectoryEntry, number=st.integers(1, 2**48 - 1), digest=hashes, **link),
     m.Kind.CONTROL: st.builds(m.Control, run=st.sampled_from(m.RunState), issued_us=counters),
 }

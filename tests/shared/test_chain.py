@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from shared.errors import RefusalReason
 from shared.modellog.chain import GENESIS, ChainState, OpenDraw, advance, begin, judge
-from shared.wire.messages import (
+from shared.wire.log_messages import (
     ChangeEntry,
     DirectoryEntry,
     DrawEntry,
     Entry,
     RunEntry,
-    RunState,
     SnapshotEntry,
     TermEntry,
     VoidEntry,
 )
+from shared.wire.messages import RunState
 
 HEAD, MADE, WEIGHTS, DRAW, OTHER = (bytes([number]) * 32 for number in range(1, 6))
 IDLE = ChainState(

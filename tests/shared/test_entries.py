@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from shared.modellog.chain import GENESIS
 from shared.modellog.entries import PIECE_COST_BYTES, PieceBuffer, assemble, body_size, cut, holds, seal_entry
 from shared.wire.framing import digest_of
-from shared.wire.messages import INLINE_BYTES_MAX, PIECE_BYTES_MAX, Entry, Piece, VoidEntry
+from shared.wire.log_messages import INLINE_BYTES_MAX, Entry, Piece, VoidEntry
+from shared.wire.messages import PIECE_BYTES_MAX
 from tests.builders import make_federation
 
 FEDERATION = make_federation(clients=1)

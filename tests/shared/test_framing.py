@@ -18,6 +18,7 @@ from shared.identity import COORDINATOR
 from shared.incoming import keys_of
 from shared.wire import framing
 from shared.wire.framing import BATCH_BYTES_MAX, FRAME_BYTES_MIN, Opener, digest_of, pack_batches, seal, split_batch
+from shared.wire.log_messages import Piece, SnapshotEntry
 from shared.wire.messages import (
     FRAME_BYTES_MAX,
     OFFER_BYTES_MAX,
@@ -25,10 +26,8 @@ from shared.wire.messages import (
     Kind,
     Message,
     Offer,
-    Piece,
     PublicKeys,
     Role,
-    SnapshotEntry,
 )
 from tests.builders import FEDERATION_ID, Federation, make_federation, make_offer, signing_key
 from tests.shared.strategies import MESSAGES

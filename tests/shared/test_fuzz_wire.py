@@ -23,29 +23,24 @@ from shared.incoming import open_delivery
 from shared.modellog.reader import Skipped
 from shared.telemetry import Telemetry
 from shared.wire.framing import MAGIC, WIRE_VERSION, pack_batches, split_batch
-from shared.wire.messages import (
-    MESSAGE_TYPES,
+from shared.wire.group_messages import (
     Agreement,
     Arrived,
     GivenUp,
     Group,
     GroupJob,
-    Kind,
-    Mark,
     Member,
-    Message,
     Participants,
-    Piece,
-    PublicKeys,
     Reveal,
-    Role,
     Roster,
     Shares,
     Sum,
-    Task,
     Unmask,
     Words,
 )
+from shared.wire.log_messages import Mark, Piece
+from shared.wire.messages import Kind, Message, PublicKeys, Role, Task
+from shared.wire.registry import MESSAGE_TYPES
 from tests.builders import (
     FEDERATION_ID,
     Federation,

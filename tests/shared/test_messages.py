@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from shared.wire import group_messages as g
+from shared.wire import log_messages as e
 from shared.wire import messages as m
+from shared.wire.registry import MESSAGE_TYPES
 from tests.builders import make_offer, make_status
 
 H = bytes(32)
@@ -34,24 +37,24 @@ SNAPSHOT = {
 VALID: dict[type[m.Message], dict[str, Any]] = {
     m.Offer: make_offer().model_dump(),
     m.Status: make_status().model_dump(),
-    m.Shares: {"transcript": H, "boxes": b"", "commitments": b"", "seed_commitment": H},
-    m.Words: {"transcript": H, "participants": b"\1", "part": 0, "parts": 1, "body": b""},
-    m.Agreement: {"transcript": H, "participants": b"\7", "arrived": b"\3"},
-    m.Reveal: {"transcript": H, "shares": b""},
+    g.Shares: {"transcript": H, "boxes": b"", "commitments": b"", "seed_commitment": H},
+    g.Words: {"transcript": H, "participants": b"\1", "part": 0, "parts": 1, "body": b""},
+    g.Agreement: {"transcript": H, "participants": b"\7", "arrived": b"\3"},
+    g.Reveal: {"transcript": H, "shares": b""},
     m.Task: {"client": "c", "version": 0, "attempt": 0, "head": H, "snapshot_offset": 0},
-    m.Roster: {"client": "c", "draw": H, "version": 0, "group": GROUP, "groups": 1, "stage": "s"},
-    m.Participants: {**TO_MEMBER, "participants": b"\7", "boxes": (b"",), "commitments": (b"",)},
-    m.Arrived: {**TO_MEMBER, "participants": b"\7", "arrived": b"\3"},
-    m.Unmask: {**TO_MEMBER, "agreements": (b"frame",)},
-    m.GroupJob: {"draw": H, "version": 0, "groups": 1, "members": (GROUP,)},
-    m.Sum: {**END, "arrived": ("c",), "dropped": ("a",), "part": 0, "parts": 1, "body": b""},
-    m.GivenUp: {**END, "reason": ""},
-    m.Piece: {"body": b""},
-    m.Mark: {"session": bytes(16)},
-    m.TermEntry: {**LINK, "session": bytes(16)},
-    m.SnapshotEntry: {**LINK, **SNAPSHOT},
-    m.DrawEntry: {**LINK, "version": 0, "groups": 1, "offers": 1, "root": H},
-    m.ChangeEntry: {
+    g.Roster: {"client": "c", "draw": H, "version": 0, "group": GROUP, "groups": 1, "stage": "s"},
+    g.Participants: {**TO_MEMBER, "participants": b"\7", "boxes": (b"",), "commitments": (b"",)},
+    g.Arrived: {**TO_MEMBER, "participants": b"\7", "arrived": b"\3"},
+    g.Unmask: {**TO_MEMBER, "agreements": (b"frame",)},
+    g.GroupJob: {"draw": H, "version": 0, "groups": 1, "members": (GROUP,)},
+    g.Sum: {**END, "arrived": ("c",), "dropped": ("a",), "part": 0, "parts": 1, "body": b""},
+    g.GivenUp: {**END, "reason": ""},
+    e.Piece: {"body": b""},
+    e.Mark: {"session": bytes(16)},
+    e.TermEntry: {**LINK, "session": bytes(16)},
+    e.SnapshotEntry: {**LINK, **SNAPSHOT},
+    e.DrawEntry: {**LINK, "version": 0, "groups": 1, "offers": 1, "root": H},
+    e.ChangeEntry: {
         **LINK,
         "version": 1,
         "draw": H,
@@ -60,9 +63,9 @@ VALID: dict[type[m.Message], dict[str, Any]] = {
         "clipping_norm": 1.0,
         "coordinates": "all",
     },
-    m.VoidEntry: {**LINK, "draw": H, "reason": ""},
-    m.RunEntry: {**LINK, "run": "paused", "issued_us": 1, "version": 0},
-    m.DirectoryEntry: {**LINK, "number": 1, "digest": H},
+    e.VoidEntry: {**LINK, "draw": H, "reason": ""},
+    e.RunEntry: {**LINK, "run": "paused", "issued_us": 1, "version": 0},
+    e.DirectoryEntry: {**LINK, "number": 1, "digest": H},
     m.Control: {"run": "stopping", "issued_us": 1},
 }
 
@@ -110,17 +113,17 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
         "log_position": ("behind", 1),
         "reason": TEXT,
     },
-    m.Shares: {
+    g.Shares: {
         "transcript": HASH,
-        "boxes": (bytes(m.MEMBERS_MAX * m.SHARE_BOX_BYTES + 1), (b"",), None),
-        "commitments": (bytes(m.MEMBERS_MAX * m.COMMITMENTS_BYTES + 1), None),
+        "boxes": (bytes(m.MEMBERS_MAX * g.SHARE_BOX_BYTES + 1), (b"",), None),
+        "commitments": (bytes(m.MEMBERS_MAX * g.COMMITMENTS_BYTES + 1), None),
         "seed_commitment": HASH,
     },
-    m.Words: {"transcript": HASH, "participants": PLACES, "part": PART, "parts": PARTS, "body": BODY},
-    m.Agreement: {"transcript": HASH, "participants": PLACES, "arrived": PLACES},
-    m.Reveal: {"transcript": HASH, "shares": (bytes(m.MEMBERS_MAX * m.SHARE_BYTES + 1), (b"",), None)},
+    g.Words: {"transcript": HASH, "participants": PLACES, "part": PART, "parts": PARTS, "body": BODY},
+    g.Agreement: {"transcript": HASH, "participants": PLACES, "arrived": PLACES},
+    g.Reveal: {"transcript": HASH, "shares": (bytes(m.MEMBERS_MAX * g.SHARE_BYTES + 1), (b"",), None)},
     m.Task: {"client": NAME, "version": VERSION, "attempt": COUNTER, "head": HASH, "snapshot_offset": COUNTER},
-    m.Roster: {
+    g.Roster: {
         "client": NAME,
         "draw": HASH,
         "version": VERSION,
@@ -134,18 +137,18 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
         "groups": COUNT,
         "stage": NAME,
     },
-    m.Participants: {
+    g.Participants: {
         **ADDRESSED,
         "participants": PLACES,
-        "boxes": ((bytes(m.SHARE_BOX_BYTES + 1),), (b"",) * (m.MEMBERS_MAX + 1), [b""]),
-        "commitments": ((bytes(m.COMMITMENTS_BYTES + 1),), (b"",) * (m.MEMBERS_MAX + 1), [b""]),
+        "boxes": ((bytes(g.SHARE_BOX_BYTES + 1),), (b"",) * (m.MEMBERS_MAX + 1), [b""]),
+        "commitments": ((bytes(g.COMMITMENTS_BYTES + 1),), (b"",) * (m.MEMBERS_MAX + 1), [b""]),
     },
-    m.Arrived: {**ADDRESSED, "participants": PLACES, "arrived": PLACES},
-    m.Unmask: {
+    g.Arrived: {**ADDRESSED, "participants": PLACES, "arrived": PLACES},
+    g.Unmask: {
         **ADDRESSED,
         "agreements": ((bytes(m.OFFER_BYTES_MAX + 1),), (b"",) * (m.MEMBERS_MAX + 1), [b""]),
     },
-    m.GroupJob: {
+    g.GroupJob: {
         "draw": HASH,
         "version": VERSION,
         "groups": COUNT,
@@ -156,18 +159,18 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
             ({**GROUP, "index": -1},),
         ),
     },
-    m.Sum: {**ENDED, "arrived": NAMES, "dropped": NAMES, "part": PART, "parts": PARTS, "body": BODY},
-    m.GivenUp: {**ENDED, "reason": TEXT},
-    m.Piece: {"body": BODY},
-    m.Mark: {"session": NONCE},
-    m.TermEntry: {
+    g.Sum: {**ENDED, "arrived": NAMES, "dropped": NAMES, "part": PART, "parts": PARTS, "body": BODY},
+    g.GivenUp: {**ENDED, "reason": TEXT},
+    e.Piece: {"body": BODY},
+    e.Mark: {"session": NONCE},
+    e.TermEntry: {
         "parent": HASH,
         "term": COUNTER,
         "body": BODY,
         "pieces": (*HASHES, (H,) * (m.PIECES_MAX + 1)),
         "session": NONCE,
     },
-    m.SnapshotEntry: {
+    e.SnapshotEntry: {
         "version": VERSION,
         "version_head": HASH,
         "attempt": COUNTER,
@@ -180,8 +183,8 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
         "run": RUN,
         "controlled_us": COUNTER,
     },
-    m.DrawEntry: {"version": VERSION, "groups": COUNT, "offers": (0, 2**32), "root": HASH},
-    m.ChangeEntry: {
+    e.DrawEntry: {"version": VERSION, "groups": COUNT, "offers": (0, 2**32), "root": HASH},
+    e.ChangeEntry: {
         "version": VERSION,
         "draw": HASH,
         "groups": ((), (-1,), (m.GROUPS_MAX,), (0,) * (m.GROUPS_MAX + 1), [0]),
@@ -189,9 +192,9 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
         "clipping_norm": NORM,
         "coordinates": ("some", 1),
     },
-    m.VoidEntry: {"draw": HASH, "reason": TEXT},
-    m.RunEntry: {"run": RUN, "issued_us": COUNTER, "version": VERSION},
-    m.DirectoryEntry: {"number": (0, 2**48, 1.0), "digest": HASH},
+    e.VoidEntry: {"draw": HASH, "reason": TEXT},
+    e.RunEntry: {"run": RUN, "issued_us": COUNTER, "version": VERSION},
+    e.DirectoryEntry: {"number": (0, 2**48, 1.0), "digest": HASH},
     m.Control: {"run": RUN, "issued_us": COUNTER},
 }
 CASES = [
@@ -212,8 +215,8 @@ def concrete_types(root: type[BaseModel] = m.Message) -> set[type[BaseModel]]:
 
 def test_the_decoder_knows_every_type_and_numbers_never_change() -> None:
     # A number that is given again, or moves, would let old bytes be read as something else.
-    assert set(m.MESSAGE_TYPES.values()) == concrete_types()
-    assert {int(kind): message_type.__name__ for kind, message_type in m.MESSAGE_TYPES.items()} == {
+    assert set(MESSAGE_TYPES.values()) == concrete_types()
+    assert {int(kind): message_type.__name__ for kind, message_type in MESSAGE_TYPES.items()} == {
         1: "Offer",
         2: "Status",
         3: "Words",
@@ -242,15 +245,15 @@ def test_the_decoder_knows_every_type_and_numbers_never_change() -> None:
 
 
 def test_clients_sign_what_goes_up_and_nothing_else() -> None:
-    signed_by_clients = {t for t in m.MESSAGE_TYPES.values() if t.signed_by is m.Role.CLIENT}
+    signed_by_clients = {t for t in MESSAGE_TYPES.values() if t.signed_by is m.Role.CLIENT}
 
-    assert signed_by_clients == {m.Offer, m.Status, m.Shares, m.Words, m.Agreement, m.Reveal}
+    assert signed_by_clients == {m.Offer, m.Status, g.Shares, g.Words, g.Agreement, g.Reveal}
 
 
 @pytest.mark.parametrize("message_type", VALID)
 def test_the_cases_below_differ_from_a_valid_message_in_one_field(message_type: type[m.Message]) -> None:
     message_type.model_validate(VALID[message_type])
-    own = set(message_type.model_fields) - (set(m.Entry.model_fields) if issubclass(message_type, m.Entry) else set())
+    own = set(message_type.model_fields) - (set(e.Entry.model_fields) if issubclass(message_type, e.Entry) else set())
 
     assert own <= set(REFUSED[message_type])
 
@@ -280,11 +283,11 @@ def test_what_may_be_left_out_of_a_message_is_known() -> None:
     optional = {m.Offer: {"keys"}, m.Status: {"reason"}}
 
     for message_type, names in OPTIONAL.items():
-        assert names == (entries if issubclass(message_type, m.Entry) else optional.get(message_type, set()))
+        assert names == (entries if issubclass(message_type, e.Entry) else optional.get(message_type, set()))
 
 
 def test_a_group_is_committed_to_by_its_clients_and_the_digests_of_their_offers() -> None:
-    group = m.Group.model_validate({**GROUP, "members": (MEMBER, {**MEMBER, "client": "d", "offer": b"another"})})
+    group = g.Group.model_validate({**GROUP, "members": (MEMBER, {**MEMBER, "client": "d", "offer": b"another"})})
 
     expected = (("c", hashlib.sha256(b"o" * 200).digest()), ("d", hashlib.sha256(b"another").digest()))
     assert group.leaf == expected

@@ -69,8 +69,8 @@ def test_the_defaults_are_a_sound_plan() -> None:
         ),
         (
             {"codec": {"selection": "top_k"}},
-            "group_size=4: with codec.selection 'top_k' every client sends other coordinates, so masks would not cancel; "
-            "use 1, or another selection",
+            "group_size=4: with codec.selection 'top_k' every client sends other coordinates, so masks would not "
+            "cancel; use 1, or another selection",
         ),
         (
             {"group_size": 1, "codec": {"selection": "top_k"}, "aggregation": {"rule": "median", "trim": 0}},

@@ -21,7 +21,8 @@ from shared.modellog.listed import encode_listed, listed_size
 from shared.modellog.reader import Accepted, LogEvent, LogReader, Marked, Skipped, round_coordinates, weights_digest
 from shared.plan import Plan, RoundPlan
 from shared.wire.framing import pack_batches
-from shared.wire.messages import PIECE_BYTES_MAX, DirectoryEntry, Entry, Mark, Piece, SnapshotEntry
+from shared.wire.log_messages import DirectoryEntry, Entry, Mark, Piece, SnapshotEntry
+from shared.wire.messages import PIECE_BYTES_MAX
 from tests.builders import ENROLMENT, LogBook, make_federation, make_offer, signing_key, tiny_plan
 
 FEDERATION = make_federation()

@@ -8,7 +8,7 @@ import numpy as np
 
 from shared.codec.coordinates import coordinates_digest
 from shared.rounds import ground_of, transcript_of
-from shared.wire.messages import Group, Member
+from shared.wire.group_messages import Group, Member
 from tests.builders import LogBook, make_federation, tiny_plan
 
 FEDERATION = make_federation()

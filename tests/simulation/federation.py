@@ -21,7 +21,8 @@ from shared.telemetry import Telemetry
 from shared.transport.memory import Faults, MemoryBroker, MemoryTransport
 from shared.transport.port import Delivered, Delivery, Outcome, Queue, StreamStart, Topology
 from shared.wire.framing import split_batch
-from shared.wire.messages import ChangeEntry, Entry, Message
+from shared.wire.log_messages import ChangeEntry, Entry
+from shared.wire.messages import Message
 from shared.wire.topology import log_queue
 from tests.builders import ENROLMENT, make_federation, tiny_plan
 from tests.tiny_workload import RECORDS_MAX, TinyWorkload

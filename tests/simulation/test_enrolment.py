@@ -11,7 +11,7 @@ import pytest
 from coordinator.events import DirectoryArrived
 from shared.directory import Directory, sign_directory, with_clients, without_clients
 from shared.effects import Note
-from shared.wire.messages import DirectoryEntry, DrawEntry
+from shared.wire.log_messages import DirectoryEntry, DrawEntry
 from tests.builders import ENROLMENT, signing_key
 from tests.simulation.federation import FederationRun
 from worker.storage import MemoryStorage

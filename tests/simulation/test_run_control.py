@@ -9,7 +9,8 @@ import pytest
 from shared.modellog.reader import LogReader
 from shared.transport.memory import MemoryTransport
 from shared.wire.framing import pack_batches
-from shared.wire.messages import ChangeEntry, Control, RunState
+from shared.wire.log_messages import ChangeEntry
+from shared.wire.messages import Control, RunState
 from tests.simulation.federation import FederationRun
 
 

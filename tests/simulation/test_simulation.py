@@ -22,7 +22,9 @@ from shared.codec.flatten import read_weights
 from shared.codec.quantize import open_mean, open_slots, read_words
 from shared.modellog.reader import weights_digest
 from shared.transport.memory import Faults
-from shared.wire.messages import ChangeEntry, DrawEntry, Message, Offer, VoidEntry, Words
+from shared.wire.group_messages import Words
+from shared.wire.log_messages import ChangeEntry, DrawEntry, VoidEntry
+from shared.wire.messages import Message, Offer
 from shared.workloads.digits import Digits
 from tests.simulation.federation import FederationRun, PowerCut, failed, pushed_away, run_plan, unlike_others
 from tests.tiny_workload import TinyWorkload

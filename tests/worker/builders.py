@@ -14,25 +14,21 @@ from shared.crypto.draw import group_leaf
 from shared.effects import Note, Publish, Receipt
 from shared.modellog.entries import SealedEntry
 from shared.plan import Plan
-from shared.wire.member_sets import encode_members
-from shared.wire.messages import (
+from shared.wire.group_messages import (
     COMMITMENTS_BYTES,
     SHARE_BOX_BYTES,
     Agreement,
     Arrived,
     Group,
     Member,
-    Message,
-    Offer,
     Participants,
-    PublicKeys,
     Roster,
     Shares,
-    Status,
-    Task,
     Unmask,
     Words,
 )
+from shared.wire.member_sets import encode_members
+from shared.wire.messages import Message, Offer, PublicKeys, Status, Task
 from tests.builders import FEDERATION_ID, LogBook, make_delivery, make_federation, make_offer, tiny_plan
 from worker.client import ClientMachine
 from worker.events import (

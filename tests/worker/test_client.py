@@ -16,7 +16,8 @@ from shared.codec.quantize import open_mean, open_slots, read_words
 from shared.effects import Publish, Settle
 from shared.errors import RefusalReason
 from shared.rounds import ground_of, transcript_of
-from shared.wire.messages import Agreement, ClientState, Offer, Reveal, Roster, Shares
+from shared.wire.group_messages import Agreement, Reveal, Roster, Shares
+from shared.wire.messages import ClientState, Offer
 from tests.worker.builders import CLIENT, METRICS, Client, D, client_plan, notes, only, statuses, words_of
 from worker.client import OFFER_REPEAT_S
 from worker.events import (

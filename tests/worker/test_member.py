@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shared.wire.messages import Offer, PublicKeys, Roster
+from shared.wire.group_messages import Roster
+from shared.wire.messages import Offer, PublicKeys
 from tests.protocol.circle import Circle
 from worker.policy import Policy
 

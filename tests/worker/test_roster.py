@@ -11,7 +11,8 @@ import pytest
 from shared.crypto import merkle
 from shared.crypto.draw import group_leaf
 from shared.errors import RefusalReason, RemoteProtocolError
-from shared.wire.messages import Group, Member, Offer, PublicKeys, Roster
+from shared.wire.group_messages import Group, Member, Roster
+from shared.wire.messages import Offer, PublicKeys
 from tests.builders import make_status
 from tests.worker.builders import CLIENT, Client, client_plan
 from worker.policy import Policy

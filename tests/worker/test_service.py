@@ -13,7 +13,8 @@ from shared.errors import PlanError, RefusalReason
 from shared.membership import Membership
 from shared.transport.port import Delivered, Outcome
 from shared.wire.framing import pack_batches, split_batch
-from shared.wire.messages import ClientState, Kind, Offer, Roster, Status, Task, Words
+from shared.wire.group_messages import Roster, Words
+from shared.wire.messages import ClientState, Kind, Offer, Status, Task
 from tests.builders import ENROLMENT
 from tests.simulation.federation import FederationRun, PowerCut, Process
 from tests.tiny_workload import TinyWorkload
