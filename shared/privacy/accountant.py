@@ -26,7 +26,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from shared.errors import LocalProtocolError
-from shared.privacy.charges import Charge, ClientCharge, RecordCharge
+from shared.privacy.charges import Charge, RecordCharge
 from shared.privacy.renyi import ORDERS, Curve, epsilon_at, gaussian_curve
 from shared.privacy.skellam import skellam_curve
 

@@ -2,6 +2,7 @@
 
     share_variance(mu, threshold, colluders)       what each member adds, so that the honest ones reach mu
     skellam_curve(mu, l1, l2)                      Renyi curve of a sum that holds noise of variance mu per coordinate
+    skellam(count, variance, source)               draws, int64
 
 A Skellam variable of variance mu is the difference of two Poisson variables of mean mu/2. Sums of independent ones are
 Skellam again and their variances add up: t - c honest shares of mu/(t - c) make exactly the noise that is accounted.
@@ -19,11 +20,14 @@ NeurIPS 2021, theorem 3.5 and corollary 4.1.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from shared.errors import LocalProtocolError
+from shared.privacy.entropy import SecureSource
+from shared.privacy.poisson import poisson_offsets
 from shared.privacy.renyi import ORDERS, Curve
 
-_INTEGER_ORDERS = ORDERS == np.floor(ORDERS)
+_INTEGER_ORDERS = np.floor(ORDERS) == ORDERS
 
 
 def share_variance(variance: float, threshold: int, colluders: int) -> float:
@@ -68,3 +72,15 @@ def skellam_curve(variance: float, l1: float, l2: float) -> Curve:
         )
         curve[_INTEGER_ORDERS] = orders * squared / (2.0 * variance) + correction
     return curve
+
+
+def skellam(count: int, variance: float, source: SecureSource) -> npt.NDArray[np.int64]:
+    """Return (count,) int64: independent Skellam variables of mean 0, as differences of Poisson ones.
+
+    `shared.privacy.poisson` says how exact they are. The large common part of the two is never formed.
+
+    Raises:
+        LocalProtocolError: the variance is negative, not a number, or above 2^61.
+    """
+    half = variance / 2.0
+    return poisson_offsets(count, half, source) - poisson_offsets(count, half, source)
