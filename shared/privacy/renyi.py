@@ -15,8 +15,8 @@ Gaussian, so the trapezoidal rule is exact to rounding at every real order. The 
 fractional orders, above all below 2, and at integer orders alone an epsilon of 8 comes out 1 % too large.
 
 Reference: I. Mironov, "Renyi Differential Privacy", CSF 2017, propositions 1 and 7; I. Mironov, K. Talwar, L. Zhang,
-"Renyi Differential Privacy of the Sampled Gaussian Mechanism", 2019, theorems 4 and 5; C. Canonne, G. Kamath,
-T. Steinke, "The Discrete Gaussian for Differential Privacy", NeurIPS 2020, proposition 12 (the conversion).
+"Renyi Differential Privacy of the Sampled Gaussian Mechanism", 2019, section 3; C. Canonne, G. Kamath, T. Steinke, "The
+Discrete Gaussian for Differential Privacy", NeurIPS 2020, proposition 12 (the conversion).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ randomness does not reach in the age of the universe, the vector is rounded towa
 Integers have |v| <= v², and k of them |v|_1 <= sqrt(k) |v|_2, so l1 = min(sqrt(k) l2, l2²).
 
 Reference: P. Kairouz, Z. Liu, T. Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with
-Secure Aggregation", ICML 2021, section 4.1 and proposition 26 (without the rotation).
+Secure Aggregation", ICML 2021, algorithm 1 and its analysis of conditional rounding (without the rotation).
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ The curve is, for integer orders and sensitivities that no coordinate of which e
 
     D(alpha) <= alpha l2² / (2 mu) + min( ((2 alpha - 1) l2² + 6 l1) / (4 mu²), 3 l1 / (2 mu) ).
 
-`docs/privacy.md` says where it comes from; a test holds it against the exact divergence.
+A test holds it against the exact divergence.
 
 Reference: N. Agarwal, P. Kairouz, Z. Liu, "The Skellam Mechanism for Differentially Private Federated Learning",
-NeurIPS 2021, theorem 3.5 and corollary 4.1.
+NeurIPS 2021, corollary 4.1.
 """
 
 from __future__ import annotations
