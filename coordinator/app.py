@@ -18,6 +18,7 @@ from shared.crypto.signing import SigningKey, load_signing_key
 from shared.directory import COORDINATOR_KEY_FILE, DIRECTORY_FILE
 from shared.effects import note
 from shared.errors import DirectoryError
+from shared.garbage import spare_collections
 from shared.inbox import Inbox
 from shared.membership import Membership, load_membership
 from shared.plan import Plan
@@ -66,6 +67,7 @@ def _run_stage(settings: CoordinatorSettings, members: Membership, key: SigningK
             broker = transport.connect()
             telemetry.note(note("stage_started", broker=broker, federation=federation))
             service.start()
+            spare_collections()
             while not stop.requested:
                 service.step(inbox.take(TICK_S), time.monotonic())
         finally:
@@ -101,6 +103,7 @@ def _run_rounds(settings: CoordinatorSettings, members: Membership, key: Signing
             broker = transport.connect()
             _announce(service, plan, broker, len(directory.active_clients()))
             service.start()
+            spare_collections()
             _loop(service, inbox, output, file, stop)
         finally:
             transport.close()
@@ -115,8 +118,13 @@ def _loop(
     file: DirectoryFile,
     stop: StopSignal,
 ) -> None:
+    look_at = 0.0
     while service.finished is None and not stop.requested:
-        service.step([*inbox.take(TICK_S), *file.news()], time.monotonic())
+        items, now = inbox.take(TICK_S), time.monotonic()
+        if now >= look_at:
+            items += file.news()
+            look_at = now + TICK_S
+        service.step(items, now)
         output.check()
 
 

@@ -102,7 +102,8 @@ class GroupSummed:
 
     The words of `arrived` are in it, those of `dropped` are not. `unheard` of either owed an answer when the sum was
     opened without it; `blamed` broke the protocol on the way. `positions`
-    came behind the words of a client that chose its own coordinates; they are not decoded yet.
+    came behind the words of a client that chose its own coordinates; they are not decoded yet. `began` says when each
+    state of the sum began (seconds on the clock of this process), empty if another process made it.
     """
 
     draw: bytes
@@ -113,6 +114,7 @@ class GroupSummed:
     blamed: tuple[str, ...]
     words: np.ndarray
     positions: bytes = b""
+    began: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import torch
 from shared.directory import DIRECTORY_FILE, Directory
 from shared.effects import note
 from shared.errors import DirectoryError, PlanError, SettingsError, StateError, StateHeld, WorkloadError
+from shared.garbage import spare_collections
 from shared.inbox import Inbox
 from shared.membership import Membership, keep_newest, load_membership, read_signed
 from shared.plan import Plan
@@ -85,6 +86,7 @@ def run_worker(
             broker = transport.connect()
             service.telemetry.note(note("worker_started", broker=broker, clients=sorted(states)))
             service.start()
+            spare_collections()
             while not stop.requested:
                 _wait_and_step(service, inbox)
             _drain(service, inbox, settings.drain_s)

@@ -142,7 +142,7 @@ class ClientMachine:
 
     def next_wakeup(self) -> float:
         """When this machine wants its next tick (seconds, monotonic)."""
-        return self._signs.next_at
+        return min(self._signs.next_at, self._offer_due if self.phase is Phase.OFFERED else math.inf)
 
     def _dispatch(self, event: Event, now: float) -> Iterator[WorkerEffect]:
         match event:

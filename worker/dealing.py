@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from shared.crypto import shamir
 from shared.crypto.commitments import COMMITMENT_BYTES, Secret, seed_commitment, share_commitment
-from shared.crypto.keys import OneTimeKeys, agree, pair_mask_key, sealing_key, self_mask_key
+from shared.crypto.keys import OneTimeKeys, pair_mask_key, sealing_key, self_mask_key
 from shared.crypto.masks import MaskKeys, member_mask_keys
 from shared.crypto.sealing import TAG_BYTES, open_sealed, seal
 from shared.crypto.shamir import SHARE_BYTES
@@ -119,7 +119,7 @@ def mask_keys(ring: Ring, keys: OneTimeKeys, seed: bytes, participants: frozense
     me, named = ring.clients[ring.me], participants_digest(participants, len(ring.clients))
     pairs = {}
     for place in sorted(participants - {ring.me}):
-        secret = agree(keys.masking_seed, ring.keys[place].masking)
+        secret = keys.masking_secret(ring.keys[place].masking)
         pairs[place] = pair_mask_key(secret, ring.transcript, (me, ring.clients[place]), named)
     return member_mask_keys(ring.me, self_mask_key(seed, ring.transcript, me), pairs)
 
@@ -132,5 +132,5 @@ def _commitments(ring: Ring, dealer: int, receiver: int, pair: SharePair) -> byt
 def _box_key(ring: Ring, keys: OneTimeKeys, sender: int, receiver: int) -> bytes:
     """One key per group, sender and receiver: it seals one box and no other."""
     peer = sender if receiver == ring.me else receiver
-    secret = agree(keys.sealing_seed, ring.keys[peer].sealing)
+    secret = keys.sealing_secret(ring.keys[peer].sealing)
     return sealing_key(secret, ring.transcript, ring.clients[sender], ring.clients[receiver])

@@ -25,8 +25,8 @@ from shared.plan import Plan
 from shared.telemetry import Telemetry
 from shared.transport.port import Confirmed, Delivered, Delivery, Transport, TransportEvent
 from shared.wire.framing import Opener, seal
-from shared.wire.group_messages import GroupMessage
-from shared.wire.messages import Message, Task
+from shared.wire.group_messages import Agreement, GroupMessage
+from shared.wire.messages import Message, Offer, Task
 from shared.wire.topology import Names, client_queue, log_queue, talk_queue
 from shared.workloads.port import Workload
 from worker.client import ClientMachine
@@ -153,7 +153,9 @@ class WorkerService:
         key = self._identity.keys[client]
 
         def seal_as_client(message: Message) -> bytes:
-            return seal(message, sender=client, federation=self._federation_id, key=key)
+            # These two come back, in rosters and among the agreements that open a sum.
+            made = self._opener.cache if isinstance(message, Offer | Agreement) else None
+            return seal(message, sender=client, federation=self._federation_id, key=key, made=made)
 
         seat = Seat(client, self._identity.site, self._identity.worker, seal_as_client)
         member = GroupMember(
@@ -189,7 +191,7 @@ class WorkerService:
             self._transport.consume(client_queue(self._names, client), prefetch=TASK_PREFETCH)
 
     def step(self, items: Sequence[TransportEvent | Trained], now: float) -> None:
-        """Handle everything that came in, then give every client a tick.
+        """Handle everything that came in, then give a tick to every client whose time has come.
 
         Raises:
             StateError: a state directory failed; nothing that depends on it has left.
@@ -212,7 +214,8 @@ class WorkerService:
                 case _:
                     told = transport_note(item)
                     effects += () if told is None else (told,)
-        events += [(client, Tick()) for client in self._clients]
+        # With many clients in a process, asking all of them after every message would cost more than the messages.
+        events += [(client, Tick()) for client, one in self._clients.items() if now >= one.machine.next_wakeup()]
         self._handle(events, effects, now)
         self._carry_out(effects)
 

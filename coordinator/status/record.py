@@ -43,7 +43,8 @@ BY_OPERATOR = "stopped by the operator"
 class RoundRecord:
     """One version in the making. Times are seconds on the coordinator's clock.
 
-    `weights` are those of the version before, (d,) float32, where the clients' figures of it are watched.
+    `weights` are those of the version before, (d,) float32, where the clients' figures of it are watched; `began` says
+    of each sum that was made here when its states began.
     """
 
     started_at: float
@@ -52,6 +53,7 @@ class RoundRecord:
     drawn_at: float = 0.0
     stepped_at: float = 0.0
     finished_at: float = 0.0
+    began: list[dict[str, float]] = field(default_factory=list)
     step: StepTaken | None = None
     weights: np.ndarray | None = None
     clients_lost: set[str] = field(default_factory=set)
@@ -97,6 +99,8 @@ class RunRecord:
                 alarm = self._steering.watch_norm(event.clipping_norm)
                 return (note("clipping_norm_alarm", "warning", text=alarm),) if alarm else ()
             case GroupSummed() if self._log.chain:
+                if self._current and event.began:
+                    self._current.began.append(event.began)
                 self._unheard |= dict.fromkeys(event.unheard, self._log.chain.version)
             case ClientLost() if self._current:
                 self._current.clients_lost.add(event.client)
@@ -199,6 +203,13 @@ def _validation(step: StepTaken) -> dict[str, object]:
     return figures
 
 
+def _in_groups(record: RoundRecord) -> dict[str, float]:
+    """How long a group took from the draw to its first question (`job`), and then in each state: means over groups."""
+    times = [[record.drawn_at, *began.values()] for began in record.began]
+    names = ("job", *record.began[0]) if times else ()
+    return {name: sum(one[at + 1] - one[at] for one in times) / len(times) for at, name in enumerate(names[:-1])}
+
+
 def _figures(record: RoundRecord, step: StepTaken, evaluation: Evaluation | None) -> dict[str, object]:
     return {
         "version": step.version,
@@ -206,6 +217,7 @@ def _figures(record: RoundRecord, step: StepTaken, evaluation: Evaluation | None
         "seconds_offers": record.drawn_at - record.started_at,
         "seconds_sums": record.stepped_at - record.drawn_at,
         "seconds_log": record.finished_at - record.stepped_at,
+        "seconds_in_groups": _in_groups(record),
         "accuracy": None if evaluation is None else evaluation.accuracy,
         "loss": None if evaluation is None else evaluation.loss,
         "metrics": {} if evaluation is None else dict(evaluation.metrics),

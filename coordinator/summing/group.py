@@ -84,6 +84,7 @@ class GroupSum:
         self._asked: set[int] = set()
         self._deadline = 0.0
         self._repeat_at = 0.0
+        self._began: dict[GroupState, float] = {}
         self.state = GroupState.SHARES
 
     @property
@@ -364,6 +365,7 @@ class GroupSum:
             blamed=self._names_of(self._blamed),
             words=words,
             positions=positions,
+            began={state.value: began for state, began in self._began.items()},
         )
 
     def _give_up(self, reason: str) -> CoordinatorEffect:
@@ -384,6 +386,7 @@ class GroupSum:
 
     def _begin_state(self, now: float) -> None:
         self._deadline, self._repeat_at = now + self._setting.step_s, now + REPEAT_S
+        self._began[self.state] = now
 
     def _move(self, step: GroupStep, state: GroupState, now: float) -> None:
         if state not in TRANSITIONS.get((self.state, step), ()):

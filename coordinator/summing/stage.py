@@ -76,6 +76,7 @@ class SummingStage:
         self._queued: deque[tuple[GroupJob, Group]] = deque()
         self._open: dict[bytes, GroupSum] = {}
         self._open_bytes: dict[bytes, int] = {}
+        self._closed: set[bytes] = set()
 
     def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
         """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
@@ -123,6 +124,7 @@ class SummingStage:
         self._queued.clear()
         self._open.clear()
         self._open_bytes.clear()
+        self._closed.clear()
         self._draw = b""
 
     def _on_job(self, event: JobArrived, now: float) -> Iterator[CoordinatorEffect]:
@@ -204,6 +206,10 @@ class SummingStage:
     def _on_reply(self, event: GroupReplyArrived, now: float) -> Iterator[CoordinatorEffect]:
         transcript = event.message.transcript
         opened = self._open.get(transcript)
+        if opened is None and transcript in self._closed:
+            # A sum is opened as soon as enough have agreed and revealed; the others' answers come all the same.
+            yield note("after_sum", "debug", client=event.client, what=type(event.message).__name__.lower())
+            return
         if opened is None:
             what = f"{type(event.message).__name__.lower()} for a group that is not open"
             yield note("refused", "warning", sender=event.client, reason=RefusalReason.LATE, what=what)
@@ -220,6 +226,7 @@ class SummingStage:
         if opened.ended:
             del self._open[transcript], self._open_bytes[transcript]
             self._ended.add(opened.index)
+            self._closed.add(transcript)
             yield from self._settle_jobs()
             yield from self._open_groups(now)
 

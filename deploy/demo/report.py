@@ -26,6 +26,7 @@ ROUND_FIELDS = (
     "seconds_offers",
     "seconds_sums",
     "seconds_log",
+    "seconds_in_groups",
 )
 
 

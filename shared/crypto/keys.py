@@ -65,20 +65,48 @@ class OneTimeKeys:
 
     sealing_seed: bytes = field(repr=False)
     masking_seed: bytes = field(repr=False)
+    _sealing: _KeyPair = field(init=False, repr=False, compare=False)
+    _masking: _KeyPair = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.sealing_seed == self.masking_seed:
             raise LocalProtocolError("sealing and masking need seeds of their own")
+        object.__setattr__(self, "_sealing", _KeyPair(self.sealing_seed))
+        object.__setattr__(self, "_masking", _KeyPair(self.masking_seed))
 
     @property
     def sealing_public(self) -> bytes:
         """The public key to which members seal shares (32 bytes)."""
-        return public_of(self.sealing_seed)
+        return self._sealing.public
 
     @property
     def masking_public(self) -> bytes:
         """The public key with which members agree on pair masks (32 bytes)."""
-        return public_of(self.masking_seed)
+        return self._masking.public
+
+    def sealing_secret(self, their_public: bytes) -> bytes:
+        """What `agree` gives with a member's sealing key; computed once, though both directions need it."""
+        return self._sealing.agree(their_public)
+
+    def masking_secret(self, their_public: bytes) -> bytes:
+        """What `agree` gives with a member's masking key."""
+        return self._masking.agree(their_public)
+
+
+class _KeyPair:
+    """One X25519 key pair. Loading a seed costs as much as an agreement, so both are done once."""
+
+    __slots__ = ("_agreed", "_private", "public")
+
+    def __init__(self, seed: bytes) -> None:
+        self._private = _private(seed)
+        self._agreed: dict[bytes, bytes] = {}
+        self.public = self._private.public_key().public_bytes_raw()
+
+    def agree(self, their_public: bytes) -> bytes:
+        if their_public not in self._agreed:
+            self._agreed[their_public] = _exchange(self._private, their_public)
+        return self._agreed[their_public]
 
 
 def public_of(seed: bytes) -> bytes:
@@ -111,14 +139,7 @@ def agree(seed: bytes, their_public: bytes) -> bytes:
             the secret zero (`BAD_KEY`).
         LocalProtocolError: the seed is not 32 bytes.
     """
-    private = _private(seed)
-    if len(their_public) != KEY_BYTES:
-        raise RemoteProtocolError(RefusalReason.BAD_KEY, f"a public key has {KEY_BYTES} bytes, not {len(their_public)}")
-    try:
-        return private.exchange(X25519PublicKey.from_public_bytes(their_public))
-    except ValueError:
-        # The library's word for a secret of zeros, which RFC 7748, section 6.1, lets both sides check for.
-        raise RemoteProtocolError(RefusalReason.BAD_KEY, "a public key of low order") from None
+    return _exchange(_private(seed), their_public)
 
 
 def derive(secret: bytes, purpose: KeyPurpose, context: Sequence[bytes]) -> bytes:
@@ -160,6 +181,16 @@ def pair_mask_key(
 def self_mask_key(seed: bytes, transcript: bytes, client: ClientId) -> bytes:
     """Return the key of a client's own mask, from the random seed (32 bytes) that it shares out for this group."""
     return derive(seed, KeyPurpose.SELF_MASK, (transcript, client.encode()))
+
+
+def _exchange(private: X25519PrivateKey, their_public: bytes) -> bytes:
+    if len(their_public) != KEY_BYTES:
+        raise RemoteProtocolError(RefusalReason.BAD_KEY, f"a public key has {KEY_BYTES} bytes, not {len(their_public)}")
+    try:
+        return private.exchange(X25519PublicKey.from_public_bytes(their_public))
+    except ValueError:
+        # The library's word for a secret of zeros, which RFC 7748, section 6.1, lets both sides check for.
+        raise RemoteProtocolError(RefusalReason.BAD_KEY, "a public key of low order") from None
 
 
 def _private(seed: bytes) -> X25519PrivateKey:

@@ -142,21 +142,34 @@ class VerificationCache:
         if len(signature) != SIGNATURE_BYTES:
             detail = f"a signature has {SIGNATURE_BYTES} bytes, not {len(signature)}"
             raise RemoteProtocolError(RefusalReason.BAD_SIGNATURE, detail)
-        # Key and signature have fixed sizes and the purpose ends with a NUL: two different calls never hash the same.
-        digest = hashlib.sha256(b"".join((key.raw, signature, purpose.encode(), b"\0")))
-        for piece in message:
-            digest.update(piece)
-        name = digest.digest()
+        name = _verification_name(key, purpose, signature, message)
         if name in self._verified:
             self._verified.move_to_end(name)
             return
         key.verify(purpose, signature, *message)
+        self._remember(name)
+
+    def made(self, key: SigningKey, purpose: Purpose, signature: bytes, *message: bytes | memoryview) -> None:
+        """Take a signature as verified that the caller has just made with `key`: what comes back of it costs a hash."""
+        self._remember(_verification_name(key.public, purpose, signature, message))
+
+    def _remember(self, name: bytes) -> None:
         self._verified[name] = None
         if len(self._verified) > self._entries_max:
             self._verified.popitem(last=False)
 
     def __len__(self) -> int:
         return len(self._verified)
+
+
+def _verification_name(
+    key: VerifyingKey, purpose: Purpose, signature: bytes, message: tuple[bytes | memoryview, ...]
+) -> bytes:
+    # Key and signature have fixed sizes and the purpose ends with a NUL: two different calls never hash the same.
+    digest = hashlib.sha256(b"".join((key.raw, signature, purpose.encode(), b"\0")))
+    for piece in message:
+        digest.update(piece)
+    return digest.digest()
 
 
 def save_signing_key(path: Path, key: SigningKey, passphrase: bytes | None = None) -> None:

@@ -66,8 +66,13 @@ def digest_of(frame: bytes) -> bytes:
     return hashlib.sha256(frame).digest()
 
 
-def seal(message: Message, *, sender: str, federation: UUID, key: SigningKey) -> bytes:
+def seal(
+    message: Message, *, sender: str, federation: UUID, key: SigningKey, made: VerificationCache | None = None
+) -> bytes:
     """Encode and sign one message.
+
+    Args:
+        made: takes the signature as verified, for a frame that comes back to this process inside another message.
 
     Returns:
         The frame. The same message, sender and key give the same bytes (Ed25519 is deterministic).
@@ -79,6 +84,8 @@ def seal(message: Message, *, sender: str, federation: UUID, key: SigningKey) ->
     payload: bytes = msgpack.packb(message.model_dump(), use_bin_type=True)
     context = _context(message.kind, name, federation)
     signature = key.sign(Purpose.MESSAGE, context, payload)
+    if made is not None:
+        made.made(key, Purpose.MESSAGE, signature, context, payload)
     header = _HEADER.pack(MAGIC, WIRE_VERSION, message.kind, len(name))
     frame = b"".join((header, name, signature, payload))
     if len(frame) > FRAME_BYTES_MAX:

@@ -92,6 +92,7 @@ def test_a_change_is_evaluated_and_then_reported() -> None:
         "seconds_offers": 1.0,
         "seconds_sums": 2.0,
         "seconds_log": 1.0,
+        "seconds_in_groups": {},
         "accuracy": 0.75,
         "loss": 1.0,
         "metrics": {"accuracy": 0.75},
@@ -107,6 +108,18 @@ def test_a_change_is_evaluated_and_then_reported() -> None:
         "bytes_down": 10,
         "clipping_norm": 0.5,
     }
+
+
+def test_the_time_of_the_groups_is_split_by_what_they_waited_for() -> None:
+    run = Run()
+    run.handle(TookOffice(), 0.0)
+    for late in (0.0, 0.5):
+        began = {"shares": 1.25 + late, "words": 1.5 + late, "summed": 2.0 + late}
+        run.handle(GroupSummed(bytes(32), 0, ("a",), (), (), (), np.zeros(1, np.uint16), began=began))
+    run.change(0.0)
+
+    *_, report = run.handle(run.evaluated(1, 0.75))
+    assert report.fields["seconds_in_groups"] == {"job": 0.5, "shares": 0.25, "words": 0.5}
 
 
 def watching(**steering: Any) -> Run:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
 import psutil
 import pytest
@@ -14,6 +15,10 @@ from tests.integration.federation import LiveFederation
 
 MEAN = {"rule": "mean", "trim": 0}
 DENSE = {"selection": "dense", "density": 1.0}
+
+NEW_STATE_FSYNCS = 16
+"""A client's new state directory: seven files and their names, then its identity. A round then takes two: one for the
+finished update, one for its spent mark."""
 
 
 @contextmanager
@@ -50,37 +55,84 @@ def test_a_client_sends_an_eighteenth_of_a_dense_update(make_federation: MakeFed
     assert 0 < sum(sizes) / counted <= 4 * dimension / 18
 
 
+@dataclass(frozen=True)
+class Costs:
+    """Broker messages and disk flushes of whole processes, from their beginning to their end."""
+
+    down: int
+    up: int
+    fsyncs: int
+
+    @classmethod
+    def of_run(cls, federation: LiveFederation, processes: int, rounds: int, policy: Mapping[str, object]) -> Costs:
+        """Let a federation run, with every client counted in every round."""
+        coordinator = federation.start_coordinator()
+        shares = [federation.clients[number::processes] for number in range(processes)]
+        workers = [federation.start_worker(*share, policy=policy) for share in shares]
+        assert coordinator.wait() == 0, coordinator.tail()
+        for worker in workers:
+            worker.process.terminate()
+        assert [worker.wait() for worker in workers] == [0] * processes
+        counted = [note["clients_counted"] for note in coordinator.notes("round_finished")]
+        assert counted == [len(federation.clients)] * rounds
+        goodbyes = [worker.notes("worker_stopped")[0] for worker in workers]
+        return cls(
+            coordinator.notes("coordinator_stopped")[0]["messages_published"],
+            sum(goodbye["messages_published"] for goodbye in goodbyes),
+            sum(goodbye["fsyncs"] for goodbye in goodbyes),
+        )
+
+
+def quiet(rounds: int, clients: int) -> dict[str, object]:
+    """Rounds without snapshots and signs of life: what is counted is the rounds' own."""
+    return {"rounds": rounds, "min_clients": clients, "snapshot_every": 1000, "status_interval_s": 600}
+
+
 @pytest.mark.slow
 def test_a_round_costs_few_messages_and_flushes(make_federation: MakeFederation, record: Record) -> None:
     rounds, clients, processes = 100, 8, 2
     federation = make_federation(
         "Wide",
         clients,
+        group_size=1,
         workload_options={"dimension": 10_000},
         aggregation=MEAN,
-        round={"rounds": rounds, "min_clients": clients, "snapshot_every": 1000, "status_interval_s": 600},
+        round=quiet(rounds, clients),
     )
-    coordinator = federation.start_coordinator()
-    workers = federation.start_workers(processes)
 
-    assert coordinator.wait() == 0, coordinator.tail()
-    for worker in workers:
-        worker.process.terminate()
-    assert [worker.wait() for worker in workers] == [0, 0]
+    costs = Costs.of_run(federation, processes, rounds, {"allow_groups_of_one": True})
 
-    goodbyes = [worker.notes("worker_stopped")[0] for worker in workers]
-    sent_down = coordinator.notes("coordinator_stopped")[0]["messages_published"]
-    sent_up = sum(goodbye["messages_published"] for goodbye in goodbyes)
-    flushes = sum(goodbye["fsyncs"] for goodbye in goodbyes)
-    figures = {"messages_down": sent_down, "messages_up": sent_up, "fsyncs": flushes}
-    record("per_round", {name: total / rounds for name, total in figures.items()})
-    assert [note["clients_counted"] for note in coordinator.notes("round_finished")] == [clients] * rounds
+    record("per_round", {name: total / rounds for name, total in asdict(costs).items()})
     # Draw and job, a roster for each process, the change; the rest is for the beginning.
-    assert sent_down <= (3 + processes) * rounds + 5 * clients
+    assert costs.down <= (3 + processes) * rounds + 5 * clients
     # One message for offers and one for words of each process, if its clients are ready together.
-    assert sent_up <= 1.5 * 2 * processes * rounds + 5 * clients
-    # The finished update and the spent mark of each client; before that, its new state directory.
-    assert flushes <= (2 * rounds + 12) * clients
+    assert costs.up <= 1.5 * 2 * processes * rounds + 5 * clients
+    assert costs.fsyncs == (2 * rounds + NEW_STATE_FSYNCS) * clients
+
+
+@pytest.mark.slow
+def test_a_secure_round_costs_few_messages_and_no_more_flushes(make_federation: MakeFederation, record: Record) -> None:
+    rounds, clients, processes, groups = 40, 8, 2, 2
+    federation = make_federation(
+        "Wide",
+        clients,
+        group_size=clients // groups,
+        workload_options={"dimension": 10_000},
+        aggregation=MEAN,
+        round=quiet(rounds, clients),
+    )
+
+    costs = Costs.of_run(federation, processes, rounds, {})
+
+    record("per_secure_round", {name: total / rounds for name, total in asdict(costs).items()})
+    # However many members of a group a process serves, what is said to them, or by them, at one step is one message.
+    parts = groups * processes
+    # Draw, job, change; the rosters of all groups at once; then participants, arrived and unmask as each group goes on.
+    assert costs.down <= (3 + processes + 3 * parts) * rounds + 5 * clients
+    # Offers, in two goes at most; shares in answer to all rosters; then words, agreements and reveals of each group.
+    assert costs.up <= (2 * processes + processes + 3 * parts) * rounds + 5 * clients
+    # As in groups of one: all that a secure group adds is in memory only.
+    assert costs.fsyncs == (2 * rounds + NEW_STATE_FSYNCS) * clients
 
 
 class MemoryWatch:

@@ -39,7 +39,6 @@ from shared.wire.group_messages import Group, GroupJob, GroupMessage, Member
 from shared.wire.log_messages import DrawEntry
 from shared.wire.messages import Message, Offer
 from tests.builders import LogBook, make_delivery, make_federation, tiny_plan
-from worker import dealing
 from worker.events import SpendUpdate, WorkerEffect
 from worker.member import GroupMember
 from worker.policy import Policy
@@ -55,8 +54,10 @@ D = 8
 def remembered_agreements() -> Iterator[None]:
     """Makes groups of the same offers cheap: X25519 is a pure function, and is computed once for the same keys."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dealing, "agree", functools.cache(keys.agree))
-        patch.setattr(secure_sum, "agree", functools.cache(keys.agree))
+        agree = functools.cache(keys.agree)
+        patch.setattr(keys.OneTimeKeys, "sealing_secret", lambda own, public: agree(own.sealing_seed, public))
+        patch.setattr(keys.OneTimeKeys, "masking_secret", lambda own, public: agree(own.masking_seed, public))
+        patch.setattr(secure_sum, "agree", agree)
         yield
 
 

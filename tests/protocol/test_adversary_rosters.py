@@ -27,7 +27,7 @@ from tests.builders import signing_key
 from tests.protocol.adversary import Hub
 from tests.protocol.circle import Circle, Party
 from tests.protocol.scenes import LENIENT
-from worker import dealing, member, roster
+from worker import member, roster
 from worker.dealing import public_keys
 from worker.session import Session
 from worker.steps import TRANSITIONS, MemberState, Step
@@ -188,10 +188,10 @@ def test_members_enrolled_at_will_do_not_pass_the_list_of_known_clients(knows: s
     assert refused == bool(known)
 
 
-def weak_exchange(seed: bytes, public: bytes) -> bytes:
+def weak_exchange(own: OneTimeKeys, public: bytes) -> bytes:
     """X25519 that does not look at its result."""
     try:
-        return crypto_keys.agree(seed, public)
+        return crypto_keys.agree(own.sealing_seed, public)
     except RemoteProtocolError:
         return bytes(32)
 
@@ -253,7 +253,10 @@ def not_in_the_draw() -> MadeUpGroup:
 
 FORBIDDEN: dict[Callable[[], MadeUpGroup], tuple[str, SWITCHES]] = {
     copied_key: ("a one-time key stands in the roster twice", [(roster, "check_distinct", lambda *_: None)]),
-    low_order: ("low order", [(crypto_keys, "_LOW_ORDER", frozenset()), (dealing, "agree", weak_exchange)]),
+    low_order: (
+        "low order",
+        [(crypto_keys, "_LOW_ORDER", frozenset()), (OneTimeKeys, "sealing_secret", weak_exchange)],
+    ),
     another_group_size: ("3 members, the plan has 5 to 9", [(roster, "check_size", lambda *_: None)]),
     not_in_the_draw: ("root", [(merkle, "verify_path", lambda *_: None)]),
 }

@@ -154,3 +154,14 @@ def test_one_time_keys_show_their_public_halves_only() -> None:
     assert repr(keys) == "OneTimeKeys()"
     with pytest.raises(LocalProtocolError):
         OneTimeKeys(SECRET, SECRET)
+
+
+def test_one_time_keys_agree_as_their_seeds_do() -> None:
+    keys, theirs = OneTimeKeys(SECRET, SECRET[::-1]), public_of(b"\x07" * 32)
+
+    for _ in range(2):
+        assert keys.sealing_secret(theirs) == agree(SECRET, theirs)
+        assert keys.masking_secret(theirs) == agree(SECRET[::-1], theirs)
+    for _ in range(2):
+        with pytest.raises(RemoteProtocolError):
+            keys.sealing_secret(bytes(32))

@@ -108,6 +108,21 @@ class Counted(VerifyingKey):
         super().verify(purpose, signature, message)
 
 
+def test_what_a_process_has_signed_itself_is_not_verified_again_but_nothing_else_passes() -> None:
+    cache = VerificationCache()
+    own = Counted(key().public.raw)
+    signature = key().sign(Purpose.MESSAGE, b"m")
+    cache.made(key(), Purpose.MESSAGE, signature, b"m")
+    Counted.calls = 0
+
+    cache.verify(own, Purpose.MESSAGE, signature, b"m")
+
+    assert Counted.calls == 0
+    assert refused(cache, own, Purpose.MESSAGE, signature, b"n")
+    assert refused(cache, own, Purpose.DIRECTORY, signature, b"m")
+    assert refused(cache, key(2).public, Purpose.MESSAGE, signature, b"m")
+
+
 def test_the_cache_saves_the_second_verification_of_exactly_the_same() -> None:
     cache = VerificationCache()
     counted = Counted(key().public.raw)
