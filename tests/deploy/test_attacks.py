@@ -17,6 +17,7 @@ from deploy.demo.attacks import (
     ATTACKS,
     DATA_ATTACKS,
     MODEL_ATTACKS,
+    RANGE_SHARE,
     FlippedLabels,
     Knowledge,
     alie_deviations,
@@ -195,8 +196,8 @@ def test_words_saturate_where_they_would_wrap(members: int) -> None:
 
     signed = signed_view(encode_unclipped(values, form, weight=1.0, metrics={"loss": 0.0}))[:4]
 
-    reach = form.levels // members
-    assert signed.tolist() == [reach, -reach, reach, 0]
+    reach = int(RANGE_SHARE * form.levels)
+    assert signed.tolist() == [reach, -reach, min(reach, round(3.0 * form.scale)), 0]
 
 
 @settings(max_examples=150, derandomize=True)

@@ -17,7 +17,7 @@ from deploy.brokers.broker import Broker
 from tests.integration.federation import COMMAND, ROOT, WAIT_S, descendants, wait_until
 
 ROUNDS_MANY = 200
-SMALL = ("--workload", "tests.integration.workloads:Small", "--robust", "mean")
+SMALL = ("--workload", "tests.integration.workloads:Small", "--robust", "mean", "--group-size", "1")
 
 StartDemo = Callable[..., subprocess.Popen[bytes]]
 

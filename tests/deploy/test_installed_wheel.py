@@ -78,7 +78,7 @@ def trained(commands: Path, folder: Path, module: str, attribute: str, *options:
     assert [Path(origin).is_relative_to(commands.parent) for origin in origins] == [True] * len(PACKAGES)
 
     run(
-        *(commands / "comitia", "simulate", "--workload", f"{module}:{attribute}", "--clients", "8"),
+        *(commands / "comitia", "simulate", "--workload", f"{module}:{attribute}", "--clients", "12"),
         *("--rounds", "15", "--report", "report.json", *options),
         cwd=folder,
     )

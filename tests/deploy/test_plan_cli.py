@@ -54,7 +54,7 @@ def groups_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_keys_a_number_of_clients_is_enough() -> None:
     text = run("--check", "--clients", 20)
 
-    for expected in ("4 values federate", "20 of 1 or more members; 12 sums make a step", "100.0% with 2 attackers"):
+    for expected in ("4 values federate", "20 of up to 1 members; 12 sums make a step", "100.0% with 2 attackers"):
         assert expected in text
     with pytest.raises(SettingsError, match="give --clients N"):
         run("--check")

@@ -25,7 +25,7 @@ class Demo:
         self.directory = directory
         self.report = directory / "report.json"
         self.output = directory / "printed"
-        options = f"--broker {url} --clients 4 --processes 1 --rounds 10000 --report {self.report}"
+        options = f"--broker {url} --clients 4 --group-size 1 --processes 1 --rounds 10000 --report {self.report}"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*COMMAND, "demo", *options.split()],
