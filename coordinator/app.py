@@ -63,7 +63,14 @@ def _run_stage(settings: CoordinatorSettings, members: Membership, key: SigningK
         transport = RabbitMqTransport(settings.broker, inbox.put, name=f"{federation}-summing")
         try:
             telemetry = Telemetry(process="summing", federation=federation)
-            service = StageService(members, key, transport, session=secrets.token_bytes(16), telemetry=telemetry)
+            service = StageService(
+                members,
+                key,
+                transport,
+                session=secrets.token_bytes(16),
+                heartbeat_s=settings.broker.heartbeat_s,
+                telemetry=telemetry,
+            )
             broker = transport.connect()
             telemetry.note(note("stage_started", broker=broker, federation=federation))
             service.start()

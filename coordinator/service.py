@@ -38,6 +38,7 @@ from coordinator.events import (
 )
 from coordinator.log_writer import LogWriter
 from coordinator.office import Office, OfficeState
+from coordinator.outage_clock import OutageClock
 from coordinator.scheduler.rounds import Scheduler
 from coordinator.status.record import RunRecord
 from coordinator.summing.stage import SummingStage
@@ -53,10 +54,8 @@ from shared.plan import Plan
 from shared.telemetry import Telemetry
 from shared.transport.port import (
     Confirmed,
-    Connected,
     Delivered,
     Delivery,
-    Disconnected,
     Refused,
     Topology,
     Transport,
@@ -100,26 +99,6 @@ class Output(Protocol):
 
     def keep(self, order: KeepModel) -> None:
         """Write a model to the output directory."""
-
-
-class OutageClock:
-    """A clock that stands still from a lost connection to the next one that works."""
-
-    def __init__(self) -> None:
-        self._away_s = 0.0
-        self._lost_at: float | None = None
-
-    def watch(self, item: object, now: float) -> None:
-        """Take an event of the transport into account."""
-        if isinstance(item, Disconnected) and self._lost_at is None:
-            self._lost_at = now
-        elif isinstance(item, Connected) and self._lost_at is not None:
-            self._away_s += now - self._lost_at
-            self._lost_at = None
-
-    def at(self, now: float) -> float:
-        """This clock's time at `now` (both in seconds)."""
-        return (now if self._lost_at is None else self._lost_at) - self._away_s
 
 
 class CoordinatorService:

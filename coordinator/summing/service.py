@@ -2,7 +2,8 @@
 
 Stages compete for the jobs of their federation's queue, so starting more of them is all that scaling out takes. A sum
 is published, and confirmed, before its job is settled. A process that stood still for longer than a heartbeat is taken
-for dead by the broker, which has given its jobs to another: it puts them back and forgets its groups.
+for dead by the broker, which has given its jobs to another: it puts them back and forgets its groups. While the broker
+is away the groups' time stands still: no member is silent because it could not be heard.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from coordinator.events import (
     Tell,
     Tick,
 )
+from coordinator.outage_clock import OutageClock
 from coordinator.summing.stage import SummingStage
 from shared.crypto.signing import SigningKey, VerificationCache
 from shared.effects import Effect, Note, Publish, Receipt, Settle, note
@@ -41,15 +43,19 @@ GROUPS_PREFETCH = 64
 STAGE_PREFETCH = 64
 LOG_PREFETCH = 32
 
-PAUSE_MAX_S = 8.0
-"""The broker's heartbeat: who stood still for longer may have been replaced."""
-
 
 class StageService:
     """One summing process without its threads: `step` handles what came in."""
 
     def __init__(
-        self, members: Membership, key: SigningKey, transport: Transport, *, session: bytes, telemetry: Telemetry
+        self,
+        members: Membership,
+        key: SigningKey,
+        transport: Transport,
+        *,
+        session: bytes,
+        heartbeat_s: float,
+        telemetry: Telemetry,
     ) -> None:
         """
         Args:
@@ -57,6 +63,7 @@ class StageService:
             key: the coordinator's signing key.
             transport: where messages go; its events are given to `step`.
             session: 16 fresh random bytes; they name the stage's queue.
+            heartbeat_s: the connection's; who stood still for longer may have been replaced.
             telemetry: takes the machine's notes.
         """
         directory = members.directory
@@ -68,7 +75,9 @@ class StageService:
         self._outgoing = Outgoing(transport, self._names)
         self._key = key
         self._stage: SummingStage | None = None
+        self._heartbeat_s = heartbeat_s
         self._stepped_at: float | None = None
+        self._clock = OutageClock()
         self.log = LogReader(self._opener, members)
         self.telemetry = telemetry
 
@@ -88,14 +97,15 @@ class StageService:
             BrokerUnavailable: the transport was closed.
         """
         effects: list[Effect] = []
-        if self._stepped_at is not None and now - self._stepped_at > PAUSE_MAX_S and self._stage is not None:
+        if self._stepped_at is not None and now - self._stepped_at > self._heartbeat_s and self._stage is not None:
             effects.append(note("stage_paused", "warning", seconds=now - self._stepped_at))
             self._perform(self._stage.forget(), effects)
         self._stepped_at = now
         for item in items:
+            self._clock.watch(item, now)
             for event in self._receive(item, effects):
-                self._show(event, now, effects)
-        self._show(Tick(), now, effects)
+                self._show(event, self._clock.at(now), effects)
+        self._show(Tick(), self._clock.at(now), effects)
         for effect in effects:
             if isinstance(effect, Note):
                 self.telemetry.note(effect)
@@ -126,6 +136,9 @@ class StageService:
                 continue
             if isinstance(event, GroupReplyArrived):
                 effects.append(Settle(one.receipt))
+            elif isinstance(event, JobArrived):
+                groups = [group.index for group in event.job.members]
+                effects.append(note("job_taken", "debug", version=event.job.version, groups=groups))
             yield event
 
     def _event_of(self, one: Received, queue: str) -> Event | None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from coordinator.log_writer import Fenced
-from coordinator.service import OutageClock
+from coordinator.outage_clock import OutageClock
 from shared.errors import BrokerUnavailable, PlanError, RefusalReason
 from shared.modellog.chain import GENESIS
 from shared.transport.port import Connected, Disconnected, Outcome, Refused
