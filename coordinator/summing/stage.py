@@ -2,11 +2,11 @@
 
     event                      what is done
     ─────────────────────────  ───────────────────────────────────────────────────────────────────────────────────────
-    DrawMade                   (in the coordinator's own process) its jobs are taken at once
+    DrawMade                   (in the coordinator's own process) its jobs are taken at once, those of others dropped
     JobArrived, draw open      once: its groups are queued; one that is delivered again is only settled with it
-    JobArrived, draw unknown   held: the log may be a moment behind
+    JobArrived, draw unknown   held until its version has passed: the log may be behind, by draws and by versions
     JobArrived, draw closed    settled and dropped
-    a queued group             opened, as long as all open groups together fit `OPEN_BYTES_MAX`
+    a queued group             opened, as long as all open groups together fit `OPEN_BYTES_MAX`; given up if it is none
     a member's reply           to the group whose transcript it names
     a group ended              the result is told; a job whose groups have all ended is settled
     draw closed                all forgotten; the jobs are settled
@@ -25,15 +25,17 @@ from coordinator.events import (
     DrawMade,
     EntryAccepted,
     Event,
+    GroupGivenUp,
     GroupReplyArrived,
     JobArrived,
+    Tell,
     Tick,
 )
 from coordinator.summing.group import GroupSetting, GroupSum
 from shared.effects import Publish, Receipt, Settle, note
 from shared.errors import RefusalReason, RemoteProtocolError
 from shared.modellog.entries import Sealer
-from shared.modellog.reader import LogReader
+from shared.modellog.reader import Accepted, LogReader
 from shared.plan import Plan
 from shared.rounds import ground_of, transcript_of
 from shared.transport.port import Outcome
@@ -69,6 +71,8 @@ class SummingStage:
         self._opener = opener
         self._seal = seal
         self._draw = b""
+        self._made_here = False
+        self._voided: set[bytes] = set()
         self._jobs: list[tuple[Receipt, set[int]]] = []
         self._ended: set[int] = set()
         self._held: deque[JobArrived] = deque()
@@ -82,10 +86,14 @@ class SummingStage:
         """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
         match event:
             case DrawMade(entry=draw):
-                return tuple(self._begin(draw, now))
+                return tuple(self._begin(draw, now, made_here=True))
             case EntryAccepted(accepted) if isinstance(accepted.entry, DrawEntry):
                 return tuple(self._begin(accepted.digest, now))
-            case EntryAccepted(accepted) if isinstance(accepted.entry, ChangeEntry | VoidEntry):
+            case EntryAccepted(Accepted(entry=ChangeEntry())):
+                self._voided.clear()
+                return tuple(self._end())
+            case EntryAccepted(Accepted(entry=VoidEntry(draw=draw))):
+                self._voided.add(draw)
                 return tuple(self._end())
             case JobArrived():
                 return tuple(self._on_job(event, now))
@@ -98,19 +106,20 @@ class SummingStage:
 
     def forget(self) -> tuple[CoordinatorEffect, ...]:
         """This process was away for too long: its jobs go back, since another stage may have taken them by now."""
-        draw = self._draw
+        draw, held = self._draw, self._held
         effects = tuple(self._end(Outcome.PUT_BACK))
+        self._held = deque()
         # The draw is as open as the log says: a job of it that comes back is begun anew, not dropped.
         self._draw = draw
-        return effects
+        return (*effects, *(Settle(event.receipt, Outcome.PUT_BACK) for event in held))
 
     # ── draws and jobs ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _begin(self, draw: bytes, now: float) -> Iterator[CoordinatorEffect]:
+    def _begin(self, draw: bytes, now: float, made_here: bool = False) -> Iterator[CoordinatorEffect]:
         if draw == self._draw:
             return
         yield from self._end()
-        self._draw = draw
+        self._draw, self._made_here = draw, made_here
         held, self._held = self._held, deque()
         for event in held:
             yield from self._on_job(event, now)
@@ -125,7 +134,7 @@ class SummingStage:
         self._open.clear()
         self._open_bytes.clear()
         self._closed.clear()
-        self._draw = b""
+        self._draw, self._made_here = b"", False
 
     def _on_job(self, event: JobArrived, now: float) -> Iterator[CoordinatorEffect]:
         job = event.job
@@ -142,9 +151,13 @@ class SummingStage:
             yield note("job_dropped", "debug", version=job.version, reason="its draw is not open")
 
     def _may_come(self, job: GroupJob) -> bool:
+        """Whether the log may still show the job's draw: jobs do not wait for their readers' logs."""
         chain = self._log.chain
-        ahead = chain is None or job.version > chain.version or (job.version == chain.version and chain.draw is None)
-        return ahead and not self._draw and len(self._held) < HELD_JOBS_MAX
+        ahead = chain is None or job.version > chain.version
+        if chain is not None and job.version == chain.version:
+            # Another draw of this version may be open here that is void already; who makes the draws knows better.
+            ahead = job.draw not in self._voided and not self._made_here
+        return ahead and len(self._held) < HELD_JOBS_MAX
 
     def _open_groups(self, now: float) -> Iterator[CoordinatorEffect]:
         assert self._log.chain is not None
@@ -159,7 +172,9 @@ class SummingStage:
                 setting = self._setting(job, group)
             except RemoteProtocolError as error:
                 yield note("refused", "error", sender="coordinator", reason=error.reason, what="group job")
+                yield Tell(_not_a_group(job, group, error))
                 self._ended.add(group.index)
+                yield from self._settle_jobs()
                 continue
             opened = GroupSum(setting)
             self._open[setting.transcript], self._open_bytes[setting.transcript] = opened, size
@@ -236,3 +251,9 @@ class SummingStage:
             if groups <= self._ended:
                 yield Settle(receipt)
         self._jobs = [(receipt, groups) for receipt, groups in self._jobs if not groups <= self._ended]
+
+
+def _not_a_group(job: GroupJob, group: Group, error: RemoteProtocolError) -> GroupGivenUp:
+    return GroupGivenUp(
+        draw=job.draw, group=group.index, reason=f"not a group: {error.detail}"[:500], silent=(), blamed=()
+    )
