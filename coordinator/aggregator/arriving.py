@@ -3,7 +3,8 @@
     event                     what is done
     ────────────────────────  ─────────────────────────────────────────────────────────────────────────────────────
     DrawMade                  its sums are taken from now on
-    SumArrived of that draw   a piece is kept; the last one makes a `GroupSummed`. A `GivenUp` is handed on at once
+    SumArrived of that draw   a piece is kept; the last one makes a `GroupSummed`, and none is kept any more; a piece
+                              that comes again is dropped. A `GivenUp` is handed on at once
     SumArrived of another     settled and dropped
     draw closed               all forgotten; what arrived is settled
 
@@ -33,7 +34,7 @@ from shared.modellog.reader import LogReader
 from shared.plan import Plan
 from shared.wire.group_messages import GivenUp, Sum
 from shared.wire.log_messages import ChangeEntry, VoidEntry
-from shared.wire.pieces import PieceCollector
+from shared.wire.pieces import PieceCollector, check_piece
 
 STAGES_PER_GROUP = 4
 """One stage, those that took the group over from it, and no more."""
@@ -47,7 +48,7 @@ class SumCollector:
         self._log = log
         self._draw: DrawMade | None = None
         self._receipts: list[Receipt] = []
-        self._collecting: dict[int, dict[str, PieceCollector]] = {}
+        self._collecting: dict[int, dict[str, PieceCollector | None]] = {}
 
     def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
         """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
@@ -76,6 +77,10 @@ class SumCollector:
         try:
             complete = self._collect(message)
         except RemoteProtocolError as error:
+            if error.reason is RefusalReason.DUPLICATE:
+                # What was not confirmed before a connection broke is published again.
+                yield note("sum_dropped", "debug", group=message.group, reason=error.detail)
+                return
             yield note("refused", "warning", sender=message.stage, reason=error.reason, detail=error.detail, what="sum")
             return
         if complete is not None:
@@ -100,16 +105,22 @@ class SumCollector:
         if not message.arrived or not self._plan.group_size <= members <= self._plan.members_max:
             raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, f"a sum of a group of {members}")
         form = self._plan.sum_format(members, self._log.chain.clipping_norm)
+        size = form.length * form.word_type.itemsize + self._plan.positions_bytes
+        # Before anything is kept: memory is taken for a vector that can be one.
+        check_piece(size, message.part, message.parts, len(message.body))
         stages = self._collecting.setdefault(message.group, {})
         if message.stage not in stages:
             if len(stages) == STAGES_PER_GROUP:
                 raise RemoteProtocolError(RefusalReason.OVERFLOW, f"a sum of group {message.group} by one more stage")
-            size = form.length * form.word_type.itemsize + self._plan.positions_bytes
             stages[message.stage] = PieceCollector(size)
         pieces = stages[message.stage]
+        if pieces is None:
+            raise RemoteProtocolError(RefusalReason.DUPLICATE, f"a piece of a sum by {message.stage} again")
         pieces.put(message.part, message.parts, message.body)
         if not pieces.complete:
             return None
+        # The aggregator may add it up and let it go: what is complete is kept nowhere else.
+        stages[message.stage] = None
         words: np.ndarray = np.frombuffer(pieces.buffer, dtype=form.word_type, count=form.length)
         return words, bytes(pieces.buffer[words.nbytes :])
 

@@ -146,7 +146,9 @@ class Aggregator:
         if buffer is None or event.draw != buffer.draw.entry:
             yield note("sum_dropped", "debug", group=event.group)
             return
-        digest = hashlib.sha256(event.words.data.cast("B")).digest()
+        hashed = hashlib.sha256(event.words.data.cast("B"))
+        hashed.update(event.positions)
+        digest = hashed.digest()
         if buffer.summed(event.group):
             yield note("sum_dropped", "debug", group=event.group)
             if digest != buffer.digests[event.group]:
