@@ -25,6 +25,7 @@ from shared.wire.log_messages import ChangeEntry, Entry
 from shared.wire.messages import Message
 from shared.wire.topology import log_queue
 from tests.builders import ENROLMENT, make_federation, tiny_plan
+from tests.simulation.stages import Stages
 from tests.tiny_workload import RECORDS_MAX, TinyWorkload
 from worker.events import Train, TrainingFailed, TrainingFinished
 from worker.policy import Policy
@@ -157,7 +158,10 @@ class FederationRun:
         workload: TinyWorkload | None = None,
         policy: Policy | None = None,
         seed: int = 0,
+        policy: Policy | None = None,
+        stages: int | None = None,
     ) -> None:
+        """`stages` processes sum, if that is given; if not, the coordinator does it."""
         self.workload = workload or TinyWorkload()
         self.keys = make_federation(clients)
         self.clients = sorted(self.keys.clients)
@@ -175,7 +179,9 @@ class FederationRun:
         self.shares = [tuple(self.clients[i::processes]) for i in range(processes)]
         self.known = [self.keys.signed] * processes
         self._sessions = 0
+        self._sums_here = stages is None
         self.start_coordinator()
+        self.stages = Stages(self, stages or 0)
         self.processes: list[Process | None] = [None] * processes
         for index in range(processes):
             self.start_worker(index)
@@ -200,6 +206,7 @@ class FederationRun:
             session=self._sessions.to_bytes(16, "big"),
             clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(self.notes.append),
+            sums_here=self._sums_here,
         )
         self.coordinator.start()
 
@@ -256,6 +263,7 @@ class FederationRun:
     def turn(self) -> None:
         self.broker.advance(self.now)
         busy = self._step_coordinator()
+        busy = self.stages.step() or busy
         for index, process in enumerate(self.processes):
             if process is None:
                 continue
