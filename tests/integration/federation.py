@@ -124,6 +124,11 @@ class LiveFederation:
         coordinator.wait_for("in_office")
         return coordinator
 
+    def start_stage(self, **settings: Any) -> LoggingProcess:
+        """Start a process that does nothing but summing."""
+        arguments = ["coordinator", "--roles", "summing"]
+        return self._start(f"stage-{len(self.processes)}", arguments, log_level="debug", **settings)
+
     def start_worker(self, *clients: str, gated: bool = True, **settings: Any) -> LoggingProcess:
         """Start a worker process for these clients; one that is not gated passes the gate of `Gated` at any time."""
         name = f"worker-{len(self.processes)}"
