@@ -3,13 +3,15 @@
 #
 # The first `up` makes what the file asks for, in .comitia/compose: the keys of a federation of 20 clients, a directory
 # for the clients' state, and an environment file with a password for the broker. `N` is the number of workers, which
-# share out the clients' seats. Data stay until `down --volumes`, which removes the model log in the broker's
-# volume; the clients' state belongs to that log, so it goes with it.
+# share out the clients' seats, `STAGES` the number of processes that sum beside the coordinator (0). Data stay until
+# `down --volumes`, which removes the model log in the broker's volume; the clients' state belongs to that log, so it
+# goes with it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 here=$PWD/.comitia/compose
 clients=20
 workers=${N:-4}
+stages=${STAGES:-0}
 
 die() { echo "compose.sh: $*" >&2; exit 2; }
 
@@ -42,7 +44,7 @@ case $action in
         prepare
         export SEATS=$(((clients + workers - 1) / workers))
         workers=$(((clients + SEATS - 1) / SEATS)) # one more would find every seat taken
-        compose up --detach --wait --scale worker="$workers" "$@"
+        compose up --detach --wait --scale worker="$workers" --scale summing="$stages" "$@"
         ;;
     down)
         [ -e "$here/env" ] || die "there is nothing: make compose-up makes it"
