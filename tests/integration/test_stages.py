@@ -13,8 +13,8 @@ import time
 from tests.integration.conftest import MakeFederation, Record
 from tests.integration.federation import LiveFederation, LoggingProcess, wait_until
 
-KILLS = int(os.environ.get("COMITIA_TEST_STAGE_KILLS", "4"))
-FREEZE_S = float(os.environ.get("COMITIA_TEST_FREEZE_S", "3"))
+KILLS = int(os.environ.get("COMITIA_TEST_STAGE_KILLS", "3"))
+FREEZE_S = float(os.environ.get("COMITIA_TEST_FREEZE_S", "2.5"))
 CLIENTS = 8
 GROUP_S_MAX = 0.3
 
