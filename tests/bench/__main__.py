@@ -12,11 +12,12 @@ import typer
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from deploy.brokers import BrokerKind, choose_broker
+from deploy.brokers import Broker, BrokerKind, choose_broker
 from tests.bench import codec, masks, robust
 from tests.bench.measure import HotPath, Row, measure
 from tests.bench.report import missing, table, write_json
 from tests.bench.rounds import round_rows
+from tests.bench.stages import stage_rows
 
 HOT_PATHS: dict[str, Callable[[], Iterable[HotPath]]] = {
     "robust": robust.hot_paths,
@@ -25,22 +26,23 @@ HOT_PATHS: dict[str, Callable[[], Iterable[HotPath]]] = {
 }
 """A module with hot paths of its own is added here."""
 
-ROUNDS = "rounds"
+OVER_BROKER: dict[str, Callable[[Broker], Iterable[Row]]] = {"rounds": round_rows, "stages": stage_rows}
+"""What is measured between real processes."""
 
 
 def main(
     broker: Annotated[str, typer.Option(help="where the rounds' broker comes from, as in `comitia demo`")] = "auto",
     only: Annotated[
-        list[str] | None, typer.Option(help=f"measure only these: {', '.join((*HOT_PATHS, ROUNDS))}")
+        list[str] | None, typer.Option(help=f"measure only these: {', '.join((*HOT_PATHS, *OVER_BROKER))}")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="write the rows to this file too")] = None,
 ) -> None:
     """Run what was asked for and print the table."""
-    chosen = set(only or (*HOT_PATHS, ROUNDS))
-    if unknown := chosen - {*HOT_PATHS, ROUNDS}:
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: there is {', '.join((*HOT_PATHS, ROUNDS))}")
+    chosen = set(only or (*HOT_PATHS, *OVER_BROKER))
+    if unknown := chosen - {*HOT_PATHS, *OVER_BROKER}:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: there is {', '.join((*HOT_PATHS, *OVER_BROKER))}")
     rows: list[Row] = []
-    # Rounds come last: their broker would be busy beside the kernels.
+    # What needs a broker comes last: it would be busy beside the kernels.
     with threadpool_limits(1):
         torch.set_num_threads(1)
         for name, hot_paths in HOT_PATHS.items():
@@ -50,12 +52,14 @@ def main(
         if "codec" in chosen:
             rows += codec.byte_rows()
     console = Console(width=None if sys.stdout.isatty() else 200)
-    if ROUNDS in chosen:
+    if chosen & OVER_BROKER.keys():
         with choose_broker(broker, Path(".comitia") / "broker", say=console.print) as found:
             console.print(found.reason)
             if found.kind is BrokerKind.MEMORY:
-                sys.exit("bench: rounds are measured over RabbitMQ only")
-            rows += round_rows(found)
+                sys.exit("bench: rounds and stages are measured over RabbitMQ only")
+            for name, over_broker in OVER_BROKER.items():
+                if name in chosen:
+                    rows += over_broker(found)
     console.print(table(rows))
     if note := missing(rows):
         console.print(note)
