@@ -13,7 +13,7 @@ from shared.wire.topology import Names
 
 
 class Outgoing:
-    """The publishing end of a process. Frames for one destination leave as one batch per call of `carry_out`."""
+    """The publishing end of a process. Frames for one destination, jobs aside, leave as one batch per `carry_out`."""
 
     def __init__(self, transport: Transport, names: Names) -> None:
         self._transport = transport
@@ -54,7 +54,10 @@ class Outgoing:
         self._settle_confirmed()
 
     def _publish(self, exchange: str, routing_key: str, persistent: bool, frames: Iterator[bytes]) -> None:
-        for body in pack_batches(frames):
+        # A batch goes to one consumer whole: jobs leave one by one, so that stages can share them out.
+        alone = routing_key == self._names.groups
+        bodies = (body for frame in frames for body in pack_batches([frame])) if alone else pack_batches(frames)
+        for body in bodies:
             self._last_sequence = self._transport.publish(exchange, routing_key, body, persistent=persistent)
             self.bytes_published += len(body)
             self.messages_published += 1
