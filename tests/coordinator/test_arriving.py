@@ -14,7 +14,9 @@ from shared.effects import Append, Settle
 from shared.modellog.chain import GENESIS
 from shared.modellog.entries import cut
 from shared.plan import Plan
-from shared.wire.messages import PIECE_BYTES_MAX, ChangeEntry, DrawEntry, GivenUp, Sum, VoidEntry
+from shared.wire.group_messages import GivenUp, Sum
+from shared.wire.log_messages import ChangeEntry, DrawEntry, VoidEntry
+from shared.wire.messages import PIECE_BYTES_MAX
 from tests.builders import tiny_plan
 from tests.coordinator.builders import Bus, Desk, notes, only, receipt, told
 from worker.update import prepare_words

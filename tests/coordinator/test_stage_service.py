@@ -15,17 +15,8 @@ from shared.rounds import ground_of, transcript_of
 from shared.telemetry import Telemetry
 from shared.transport.port import Confirmed, Connected, Delivered, Delivery, Disconnected, Outcome, Queue, StreamStart
 from shared.wire.framing import pack_batches, split_batch
-from shared.wire.messages import (
-    PIECE_BYTES_MAX,
-    GivenUp,
-    Group,
-    GroupJob,
-    Member,
-    Message,
-    Roster,
-    Sum,
-    Words,
-)
+from shared.wire.group_messages import GivenUp, Group, GroupJob, Member, Roster, Sum, Words
+from shared.wire.messages import PIECE_BYTES_MAX, Message
 from tests.builders import LogBook, make_federation, make_offer, tiny_plan
 
 M = TypeVar("M", bound=Message)

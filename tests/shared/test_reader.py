@@ -19,7 +19,8 @@ from shared.modellog.chain import ChainState
 from shared.modellog.entries import SealedEntry, seal_entry
 from shared.modellog.listed import encode_listed, listed_size
 from shared.modellog.reader import Accepted, LogEvent, LogReader, Marked, Skipped, round_coordinates, weights_digest
-from shared.plan import Plan, RoundPlan
+from shared.plan import Plan
+from shared.plan_sections import RoundPlan
 from shared.wire.framing import pack_batches
 from shared.wire.log_messages import DirectoryEntry, Entry, Mark, Piece, SnapshotEntry
 from shared.wire.messages import PIECE_BYTES_MAX

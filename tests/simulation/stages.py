@@ -14,7 +14,8 @@ from shared.telemetry import Telemetry
 from shared.transport.memory import MemoryTransport
 from shared.transport.port import Delivered
 from shared.wire.framing import split_batch
-from shared.wire.messages import GivenUp, Message, Sum
+from shared.wire.group_messages import GivenUp, Sum
+from shared.wire.messages import Message
 
 if TYPE_CHECKING:
     from tests.simulation.federation import FederationRun

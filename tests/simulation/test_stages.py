@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from shared.transport.memory import Faults
-from shared.wire.messages import Agreement, ChangeEntry, DrawEntry, GroupJob, Message, Reveal, Shares, Sum, Words
+from shared.wire.group_messages import Agreement, GroupJob, Reveal, Shares, Sum, Words
+from shared.wire.log_messages import ChangeEntry, DrawEntry
+from shared.wire.messages import Message
 from tests.simulation.federation import FederationRun
 from tests.simulation.stages import FROZEN_S, Fate
 from tests.simulation.test_enrolment import enroll
