@@ -26,11 +26,15 @@ from shared.plan_sections import (
     AggregationPlan,
     CodecPlan,
     EvaluationPlan,
+    PrivacyPlan,
     RoundPlan,
     Section,
     SteeringPlan,
     TrainingPlan,
 )
+from shared.privacy.charges import Charge, RecordCharge
+from shared.privacy.refusals import privacy_refusals
+from shared.privacy.updates import RecordNoise
 from shared.wire.messages import GROUPS_MAX, MEMBERS_MAX, PLAN_BYTES_MAX
 
 SUMMED_MIN = 3
@@ -69,6 +73,7 @@ class Plan(Section):
     weight_records_max: Annotated[int, Field(ge=1)]
     metric_bounds: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     training: TrainingPlan = TrainingPlan()
+    privacy: PrivacyPlan = PrivacyPlan()
     codec: CodecPlan = CodecPlan()
     aggregation: AggregationPlan = AggregationPlan()
     round: RoundPlan = RoundPlan()
@@ -149,16 +154,38 @@ class Plan(Section):
             metric_bounds=tuple(sorted(self.metric_bounds.items())),
         )
 
+    @property
+    def record_noise(self) -> RecordNoise | None:
+        """What DP-SGD puts into an update; None without record-level privacy."""
+        share = self.coordinate_count / self.dimension if self.codec.selection == "restricted" else 1.0
+        return RecordNoise.of(self.privacy, self.training, share)
+
+    def charge_of_run(self) -> Charge | None:
+        """What one spent update costs its client; None without privacy."""
+        noise = self.record_noise
+        if noise is None:
+            return None
+        return RecordCharge(noise_multiplier=noise.multiplier, sampling_rate=noise.sampling_rate, steps=noise.steps)
+
+    def weight(self, num_examples: int) -> float:
+        """w in (0, 1], with which a client of so many records counts. With privacy nothing depends on their number."""
+        return 1.0 if self.privacy.level != "off" else min(1.0, num_examples / self.weight_records_max)
+
+    @property
+    def lightest_records_max(self) -> int:
+        """n_max of which one record is the least that a client can weigh."""
+        return 1 if self.privacy.level != "off" else self.weight_records_max
+
     def encode(self) -> bytes:
         """The plan's canonical bytes (ASCII JSON, keys sorted): what is embedded and signed."""
         return _canonical(self.model_dump(mode="json"))
 
     def digest(self) -> bytes:
-        """The plan's identity: SHA-256 of `encode()` without `round.rounds` (32 bytes).
+        """The plan's identity: SHA-256 of `encode()` without `round.rounds` and `privacy.epsilon` (32 bytes).
 
-        How long a federation runs is no part of what it is: a finished one may go on for more rounds.
+        How long a federation runs is no part of what it is: a finished one may go on for more rounds, which cost more.
         """
-        timeless = self.model_dump(mode="json", exclude={"round": {"rounds"}})
+        timeless = self.model_dump(mode="json", exclude={"round": {"rounds"}, "privacy": {"epsilon"}})
         return hashlib.sha256(_canonical(timeless)).digest()
 
     @model_validator(mode="after")
@@ -270,6 +297,13 @@ def _refusals(plan: Plan) -> Iterator[str]:
         )
     if plan.float_buffers:
         yield from _buffer_refusals(plan)
+    beside = {
+        "float_buffers": plan.float_buffers,
+        "evaluation.client_share": plan.evaluation.client_share,
+        "metric_bounds": plan.metric_bounds and not plan.evaluation.client_share,
+    }
+    unnoised = [name for name, is_sent in beside.items() if is_sent]
+    yield from privacy_refusals(plan.privacy, plan.training, codec, unnoised=unnoised)
     if codec.selection == "dense" and codec.density != 1:
         yield f"codec.density={codec.density} has no effect with selection 'dense'; set it to 1"
     if codec.selection == "top_k":

@@ -1,4 +1,4 @@
-"""The parts of a plan, by what they decide: training, codec, aggregation, rounds, evaluation, steering."""
+"""The parts of a plan, by what they decide: training, privacy, codec, aggregation, rounds, evaluation, steering."""
 
 from __future__ import annotations
 
@@ -46,12 +46,34 @@ class TrainingPlan(Section):
     """What a client does with its data in one round.
 
     `proximal_mu` is FedProx's mu: it holds local training near the global weights. 0 is plain training.
+    With record-level privacy `PrivacyPlan.local_steps` and its sampling rate stand for batches and epochs.
     """
 
     optimizer: OptimizerChoice = OptimizerChoice(name="SGD", options={"lr": 0.1})
     batch_size: Annotated[int, Field(ge=1)] = 16
     local_epochs: Annotated[int, Field(ge=1)] = 1
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+
+
+class PrivacyPlan(Section):
+    """What an update may show, and of whom.
+
+    `record`: training is DP-SGD, so that what a client sends hardly depends on any one of its records. Each of
+    `local_steps` (None: 1) takes every record with the chance `sampling_rate` (q; None: 1, all of them), clips its
+    gradient to an L2 norm of `sample_clipping_norm` (S; None: 1), adds noise of `noise_multiplier` (sigma) times that
+    norm to the sum, and divides it by q times `nominal_records` (n_bar), which is public and stands for any client's
+    number of records. `epsilon` at `delta` is what the planned rounds cost a client that takes part in all of them;
+    settings give it or the noise multiplier, and the plan holds both.
+    """
+
+    level: Literal["off", "record", "client"] = "off"
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = None
+    sample_clipping_norm: Annotated[float, Field(gt=0)] | None = None
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    local_steps: Annotated[int, Field(ge=1)] | None = None
+    nominal_records: Annotated[float, Field(ge=1)] | None = None
 
 
 class CodecPlan(Section):
