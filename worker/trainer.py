@@ -17,10 +17,12 @@ from torch import nn
 from shared.codec.validation import slot_values
 from shared.errors import ComitiaError
 from shared.plan import Plan
-from shared.workloads.port import TrainingRecipe, Workload
+from shared.privacy.entropy import SecureSource
+from shared.workloads.port import Examples, TrainingRecipe, Workload
 from worker.events import Train, TrainingFailed, TrainingFinished
 from worker.training.device import CPU
-from worker.training.plain import PlainTraining, TrainingStopped
+from worker.training.dp_sgd import DpSgd, check_model
+from worker.training.plain import PlainTraining, TrainingOutcome, TrainingStopped
 from worker.training.validation import Records, measure, split_records
 
 
@@ -60,7 +62,8 @@ class Trainer:
             workload: model and data.
             plan: says how to train.
             data_path: where a client keeps its data, None if the workload knows.
-            seed: makes runs repeatable; None draws from the operating system.
+            seed: makes runs repeatable; None draws from the operating system. Noise that follows from a seed that
+                somebody knows protects nothing.
             device: where to train.
 
         Raises:
@@ -77,6 +80,8 @@ class Trainer:
         self._training = PlainTraining(
             workload.loss, recipe, training.proximal_mu, float_buffers=plan.float_buffers, device=device
         )
+        noise = plan.record_noise
+        self._private = None if noise is None else DpSgd(workload.loss, noise, device=device)
         self._model: nn.Module = workload.model().to(device)
         self._data_path = data_path
         self._records: dict[str, Records] = {}
@@ -91,14 +96,7 @@ class Trainer:
         try:
             records = self._records_of(client)
             measured = measure(self._workload, self._model, order.weights, records.validation)
-            outcome = self._training.train(
-                self._model,
-                records.training,
-                order.weights,
-                self._run_seed(client, order),
-                should_stop,
-                order.coordinates,
-            )
+            outcome = self._train(client, order, records.training, should_stop)
         except TrainingStopped:
             return None
         except ComitiaError as error:
@@ -108,9 +106,19 @@ class Trainer:
         metrics = {**outcome.metrics, **slot_values(measured, self._plan.metric_bounds)}
         return Trained(client, TrainingFinished(order.task, outcome.update, outcome.num_examples, metrics))
 
+    def _train(self, client: str, order: Train, records: Examples, should_stop: Callable[[], bool]) -> TrainingOutcome:
+        seed = self._run_seed(client, order)
+        if self._private is None:
+            return self._training.train(self._model, records, order.weights, seed, should_stop, order.coordinates)
+        seeded = self._seed is not None
+        source = SecureSource(hashlib.sha256(f"noise/{seed}".encode()).digest()) if seeded else SecureSource.fresh()
+        return self._private.train(self._model, records, order.weights, seed, source, should_stop, order.coordinates)
+
     def _records_of(self, client: str) -> Records:
         if client not in self._records:
             records = self._workload.client_data(client, self._data_path(client))
+            if self._private is not None:
+                check_model(self._model, records)
             name = f"{self._plan.federation_id}/{client}"
             self._records[client] = split_records(records, self._plan.evaluation.client_share, name)
         return self._records[client]

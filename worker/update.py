@@ -124,7 +124,7 @@ def prepare_for_sum(
     """
     own = plan.codec.selection == "top_k"
     chosen = largest(update.values, plan.coordinate_count) if own else coordinates
-    weight = min(1.0, update.meta.num_examples / plan.weight_records_max)
+    weight = plan.weight(update.meta.num_examples)
     prepared = encode(update.values, chosen, form, weight=weight, metrics=update.meta.metrics, source=rounding)
     if not own:
         return prepared, b""
