@@ -268,7 +268,9 @@ class Aggregator:
 
     def _open_slots(self, event: GroupSummed, form: SumFormat) -> SlotSums:
         if self._plan.aggregation.gates:
-            return pass_gates(event.words, form, len(event.arrived), self._plan.weight_records_max)
+            noise = self._plan.record_noise
+            deviation = 0.0 if noise is None else noise.deviation
+            return pass_gates(event.words, form, len(event.arrived), self._plan.lightest_records_max, deviation)
         return open_slots(event.words, form, len(event.arrived))
 
     def _next_clipping_norm(self, buffer: DrawBuffer, clipping_norm: float) -> float:

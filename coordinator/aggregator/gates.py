@@ -3,7 +3,8 @@
 The gates drop what no group of honest members can send: a sum of the wrong size, with a weight, bit or metric outside
 its possible range, lighter than any member is, or with a mean longer than clipping allows. (A sum that is not finite
 cannot arrive: words are integers.) Each bound is one that honest groups cannot pass, whatever their data and however
-their rounding falls; so what a gate drops is an attack or a fault.
+their rounding falls; so what a gate drops is an attack or a fault. With noise in every update the norm is bounded for
+nearly all of them: the noise of a mean is smaller than that of an update, by a known amount.
 
 A gate cannot tell a short lie from the truth. What it does is to bound how far one group can pull; the robust rule
 behind it (`coordinator.aggregator.mixing`, `coordinator.aggregator.robust`) does the rest.
@@ -21,8 +22,13 @@ from shared.errors import RefusalReason, RemoteProtocolError
 NORM_SLACK = 1.02
 """Over the clipping norm: far more than all floating-point arithmetic on the way can add."""
 
+NOISY_NORM_SLACK = 1.05
+SIGNAL_SHARE_MIN = 0.3
+NOISE_DEVIATIONS = 2.5
+"""The noisy norm's limit, see `norm_limit`."""
 
-def pass_gates(words: Words, form: SumFormat, arrived: int, records_max: int) -> SlotSums:
+
+def pass_gates(words: Words, form: SumFormat, arrived: int, records_max: int, noise: float = 0.0) -> SlotSums:
     """Open the slots of a group sum that an honest group can have sent.
 
     Args:
@@ -30,6 +36,7 @@ def pass_gates(words: Words, form: SumFormat, arrived: int, records_max: int) ->
         form: what they mean.
         arrived: how many members' words are in the sum, 1 to `form.members`.
         records_max: n_max, the number of records that counts as weight 1.
+        noise: nu, standard deviation of the noise that every client has added to each of its values.
 
     Raises:
         RemoteProtocolError: it cannot be an honest group's; the reason is `wrong_size` or `out_of_range`, and the
@@ -45,14 +52,19 @@ def pass_gates(words: Words, form: SumFormat, arrived: int, records_max: int) ->
     if slots.weight < lightest:
         detail = f"weight sum {slots.weight:.3g} of {arrived} members, who weigh {lightest:.3g} at least"
         raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, detail)
-    norm, limit = mean_norm(words, form, slots.weight), norm_limit(form, arrived, slots.weight)
+    norm, limit = mean_norm(words, form, slots.weight), norm_limit(form, arrived, slots.weight, noise)
     if not norm <= limit:
         raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, f"norm {norm:.3g} above the limit {limit:.3g}")
     return slots
 
 
-def norm_limit(form: SumFormat, arrived: int, weight: float) -> float:
+def norm_limit(form: SumFormat, arrived: int, weight: float, noise: float = 0.0) -> float:
     """Return the largest norm that the mean of an honest group can have: 1.02 * C + rounding error.
+
+    With noise it is the norm that nearly no honest mean exceeds. C has to allow for the noise of one update, whose norm
+    is about nu * sqrt(k), while the mean of m has 1/sqrt(m) of that. So what C leaves to the signal is taken apart from
+    the noise, and the noise of a mean is added again, with 2.5 * nu / sqrt(m) for its deviation (3.5 of its standard
+    deviations) and 5 % of slack. C follows the clients' norms, so the signal's part is not known to be less than 0.3 C.
 
     Member i sends integers z_i = s * w_i * u_i + e_i with norm(u_i) <= C, s the scale of the values, and every
     abs(e_ij) <= 1, so norm(e_i) <= sqrt(k). Its weight slot holds an integer above v * w_i - 1/2, v the scale of
@@ -67,10 +79,16 @@ def norm_limit(form: SumFormat, arrived: int, weight: float) -> float:
         form: what the words mean.
         arrived: m.
         weight: V / v, as `open_slots` returns it; positive.
+        noise: nu.
     """
     weight_word = weight * form.weight_scale
     rounding = arrived * (0.5 + math.sqrt(form.count)) / weight_word
-    return form.clipping_norm * (NORM_SLACK + rounding)
+    if not noise:
+        return form.clipping_norm * (NORM_SLACK + rounding)
+    square, whole = form.clipping_norm**2, noise * noise * form.count
+    signal = max(square - whole, SIGNAL_SHARE_MIN**2 * square)
+    reach = NOISY_NORM_SLACK * math.sqrt(signal + whole / arrived) + NOISE_DEVIATIONS * noise / math.sqrt(arrived)
+    return reach + form.clipping_norm * rounding
 
 
 def weight_floor(form: SumFormat, arrived: int, records_max: int) -> float:
