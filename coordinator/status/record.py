@@ -31,6 +31,7 @@ from coordinator.events import (
     Tell,
     TookOffice,
 )
+from coordinator.status.spending import Spending
 from shared.effects import Note, note
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
@@ -58,6 +59,7 @@ class RoundRecord:
     weights: np.ndarray | None = None
     clients_lost: set[str] = field(default_factory=set)
     recovered: set[str] = field(default_factory=set)
+    spent: dict[str, float | None] = field(default_factory=dict)
 
 
 class RunRecord:
@@ -80,6 +82,7 @@ class RunRecord:
         self._average = WeightAverage(plan.steering.ema)
         self._stopped = self._over = False
         self._unheard: dict[str, int] = {}
+        self._spending = Spending(plan)
 
     def observe(self, entry: Entry) -> None:
         """An entry was accepted, be it before this session is in office: the average is of all versions of the log."""
@@ -94,6 +97,7 @@ class RunRecord:
                 return tuple(self._begin(now))
             case DrawMade() if self._current:
                 self._current.drawn_at = now
+                self._spending.drawn(event.clients)
             case StepTaken() if self._current:
                 self._current.step, self._current.stepped_at = event, now
                 alarm = self._steering.watch_norm(event.clipping_norm)
@@ -120,6 +124,7 @@ class RunRecord:
     def _begin(self, now: float) -> Iterator[CoordinatorEffect]:
         self._current = self._open_record(now)
         chain = self._log.chain
+        self._spending.continue_from(0 if chain is None else chain.version)
         if chain is not None and chain.version >= self._plan.round.rounds:
             # The session before may have ended between the last version and its file.
             yield from self._finish("")
@@ -127,7 +132,7 @@ class RunRecord:
     def _on_change(self, change: ChangeEntry, now: float) -> Iterator[CoordinatorEffect]:
         record, self._current = self._current, self._open_record(now)
         if record is not None:
-            record.finished_at = now
+            record.finished_at, record.spent = now, self._spending.figures()
             record.bytes_up = self._current.bytes_up - record.bytes_up
             record.bytes_down = self._current.bytes_down - record.bytes_down
             self._finished[change.version] = record
@@ -232,4 +237,5 @@ def _figures(record: RoundRecord, step: StepTaken, evaluation: Evaluation | None
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
         "clipping_norm": step.clipping_norm,
+        **record.spent,
     }

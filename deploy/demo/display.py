@@ -119,6 +119,12 @@ def print_summary(console: Console, run: Run) -> None:
         )
     if loss is not None:
         table.add_row("loss", f"{loss:.4f}")
+    if final["epsilon_max"] is not None:
+        table.add_row(
+            "privacy",
+            f"epsilon {final['epsilon_max']:.2f} at most, {final['epsilon_mean']:.2f} in the mean, at delta "
+            f"{plan['privacy']['delta']:g}, for one {plan['privacy']['level']}",
+        )
     for words in validation_words(final["validation"]):
         table.add_row("at the clients", f"{words}, mean and deviation of version {final['validation']['version']}")
     up, dense = final["bytes_up_per_update"], final["bytes_dense_per_update"]

@@ -20,6 +20,7 @@ ROUND_FIELDS = (
     "groups_rejected",
     "groups_given_up",
     "recovered",
+    "epsilon_max",
     "validation",
     "bytes_up",
     "bytes_down",
@@ -43,6 +44,7 @@ class Run:
     stopped: dict[str, Any] = field(default_factory=dict)
     reconnects: int = 0
     pauses: int = 0
+    epsilon_mean: float | None = None
     attackers: list[str] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     rejected_groups: list[frozenset[str]] = field(default_factory=list)
@@ -70,6 +72,7 @@ class Run:
                 self.lost.pop(fields["client"], None)
             case "round_finished":
                 self.rounds.append({name: fields[name] for name in ROUND_FIELDS})
+                self.epsilon_mean = fields["epsilon_mean"]
             case "coordinator_stopped":
                 self.stopped = fields
             case _:
@@ -97,6 +100,8 @@ class Run:
             "final": {
                 "accuracy": last.get("accuracy"),
                 "loss": last.get("loss"),
+                "epsilon_max": last.get("epsilon_max"),
+                "epsilon_mean": self.epsilon_mean,
                 "validation": last.get("validation", {}),
                 "stopped_early": self.stopped.get("reason", ""),
                 "pauses": self.pauses,
