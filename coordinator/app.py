@@ -10,6 +10,7 @@ import torch
 from coordinator.directory_file import DirectoryFile
 from coordinator.initial_weights import first_weights
 from coordinator.output import EvaluationThread, Evaluator, ModelFiles
+from coordinator.presets import with_preset
 from coordinator.service import TICK_S, CoordinatorItem, CoordinatorService
 from coordinator.settings import CoordinatorSettings, plan_of
 from coordinator.summing.service import StageService
@@ -84,6 +85,7 @@ def _run_stage(settings: CoordinatorSettings, members: Membership, key: SigningK
 
 def _run_rounds(settings: CoordinatorSettings, members: Membership, key: SigningKey) -> None:
     directory, file = members.directory, DirectoryFile(settings.federation_dir / DIRECTORY_FILE)
+    settings = with_preset(settings)
     workload = load_workload(settings.workload, settings.workload_options)
     plan = plan_of(settings, directory, workload)
     evaluator = Evaluator(workload, plan.float_buffers)

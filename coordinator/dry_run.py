@@ -7,6 +7,7 @@ interpreter, nor torch, nor the workload's data and activations.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from shared.crypto.draw import cut_groups
 from shared.crypto.signing import SigningKey
 from shared.modellog.listed import listed_size, worth_listing
 from shared.plan import Plan
+from shared.privacy.accountant import epsilon_of
 from shared.wire.framing import pack_batches, seal
 from shared.wire.log_messages import INLINE_BYTES_MAX, Entry, Piece
 from shared.wire.messages import PIECE_BYTES_MAX, Message
@@ -46,6 +48,10 @@ RESTRICTED_REACH_MAX = 4.0
 On digits (12 clients, Dirichlet 0.5, full batches) 4 learned steadily, 4.8 swung by 10 points, and 8 diverged.
 """
 
+RANDOM_DENSITY_MIN = 0.5
+HOPELESS_NOISE = 10.0
+"""Noise over signal in the mean of all clients above which a model was not seen to learn."""
+
 DIRECTORY_BYTES = 390
 DIRECTORY_CLIENT_BYTES = 105
 """About what a signed directory takes, and each client in it; names of usual length."""
@@ -59,7 +65,9 @@ class DryRun:
     takes beside them (`group_bytes`); `threshold` of these must answer. `run_bytes_log` leaves out draws, which are
     small. `validation_slots` of an update's words say what the client measured of the model it received; one with
     fewer than `validation_records_min` records measures nothing. `attack_odds` says, by the number of attackers, how
-    likely more than `trim` groups are attacked. `warnings` are sentences about what will hardly work.
+    likely more than `trim` groups are attacked. The four figures of privacy are None where there is none: epsilon for
+    one client, and the noise's norm over the signal's in the mean of a smallest group and of all. `warnings` are
+    sentences about what will hardly work.
     """
 
     clients: int
@@ -93,6 +101,10 @@ class DryRun:
     group_step_s: float
     sums_deadline_s: float
     client_silent_s: float
+    epsilon_round: float | None
+    epsilon_run: float | None
+    noise_over_signal_group: float | None
+    noise_over_signal_aggregate: float | None
     warnings: tuple[str, ...]
 
 
@@ -132,6 +144,7 @@ def foresee(plan: Plan, clients: int) -> DryRun:
     snapshot_bytes += _cut_bytes(directory_bytes, lambda body: Piece(body=body), plan)
     means = 1 if plan.aggregation.rule == "mean" else groups
     stream = log_queue(Names(plan.federation), model_bytes).arguments["x-max-length-bytes"]
+    noise, charge, delta = plan.record_noise, plan.charge_of_run(), plan.privacy.delta or 0.0
     return DryRun(
         clients=clients,
         drawn=drawn,
@@ -166,8 +179,27 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         group_step_s=plan.round.group_step_s,
         sums_deadline_s=plan.round.sums_deadline_s,
         client_silent_s=SILENT_INTERVALS * plan.round.status_interval_s,
-        warnings=_warnings(plan),
+        epsilon_round=None if charge is None else epsilon_of([charge], delta),
+        epsilon_run=None if charge is None else epsilon_of(Counter({charge: plan.round.rounds}), delta),
+        noise_over_signal_group=None if noise is None else noise.noise_over_signal(sent, plan.group_size),
+        noise_over_signal_aggregate=None if noise is None else noise.noise_over_signal(sent, drawn),
+        warnings=_warnings(plan) if noise is None else _privacy_warnings(plan, noise.noise_over_signal(sent, drawn)),
     )
+
+
+def _privacy_warnings(plan: Plan, noise_over_signal: float) -> tuple[str, ...]:
+    codec, warnings = plan.codec, []
+    if codec.selection == "random" and codec.density <= RANDOM_DENSITY_MIN:
+        warnings.append(
+            f"privacy: codec.selection 'random' at density {codec.density:g} pays for noise on all coordinates and "
+            "sends few; use 'restricted', which clips and noises only what is sent"
+        )
+    if noise_over_signal > HOPELESS_NOISE:
+        warnings.append(
+            f"privacy: in the mean of all clients the noise is {noise_over_signal:.1f} times the signal: hardly "
+            "anything will be learned; take a larger epsilon, fewer rounds, or clients with more records"
+        )
+    return tuple(warnings)
 
 
 def _warnings(plan: Plan) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from shared.codec.coordinates import coordinate_count
 from shared.codec.flatten import layout_of
 from shared.codec.validation import validation_slots
 from shared.directory import Directory
-from shared.errors import PlanError
+from shared.errors import LocalProtocolError, PlanError
 from shared.modellog.reader import weights_digest
 from shared.plan import Plan, make_plan
 from shared.plan_sections import (
@@ -20,13 +20,21 @@ from shared.plan_sections import (
     CodecPlan,
     EvaluationPlan,
     OptimizerChoice,
+    PrivacyPlan,
     RoundPlan,
     SteeringPlan,
     TrainingPlan,
 )
+from shared.privacy.accountant import epsilon_of
+from shared.privacy.calibration import noise_multiplier_for
+from shared.privacy.charges import RecordCharge
+from shared.privacy.updates import RecordNoise
 from shared.settings import ProcessSettings
 from shared.workloads.optimizers import check_optimizer
 from shared.workloads.port import Workload
+
+EPSILON, DELTA = 8.0, 1e-4
+"""What privacy aims at when nobody says so."""
 
 Role = Literal["scheduler", "summing", "aggregator"]
 
@@ -76,6 +84,13 @@ class CoordinatorSettings(ProcessSettings):
     training: Annotated[
         TrainingPlan | None, Field(description="How clients train; what is not set is the workload's recipe.")
     ] = None
+    privacy: Annotated[
+        PrivacyPlan,
+        Field(
+            description="Level off or record; epsilon (8) and delta (1e-4) after the planned rounds, or the noise "
+            "multiplier. A level selects a preset of the workload; what is set by hand stays."
+        ),
+    ] = PrivacyPlan()
     codec: Annotated[CodecPlan, Field(description="Coordinates and integers of an update.")] = CodecPlan()
     aggregation: Annotated[
         AggregationPlan,
@@ -120,13 +135,16 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         given = {name: getattr(settings.training, name) for name in settings.training.model_fields_set}
         training = training.model_copy(update=given)
     check_optimizer(training.optimizer.name, training.optimizer.options, field="training.optimizer", error=PlanError)
-    codec = settings.codec
+    codec, privacy = settings.codec, _calibrated(settings)
     if "clipping_norm" not in codec.model_fields_set:
         # The recipe speaks of whole updates; k of d random coordinates carry sqrt(k/d) of the norm, the k largest of an
         # update and what is owed from before about all of it.
         whole = codec.selection in ("dense", "top_k")
         share = 1.0 if whole else coordinate_count(layout.dimension, codec.density) / layout.dimension
-        codec = codec.model_copy(update={"clipping_norm": recipe.clipping_norm * share**0.5})
+        count = round(share * layout.dimension)
+        noise = RecordNoise.of(privacy, training, share if codec.selection == "restricted" else 1.0)
+        norm = recipe.clipping_norm * share**0.5 if noise is None else noise.update_norm(count)
+        codec = codec.model_copy(update={"clipping_norm": norm})
     return make_plan(
         federation=directory.federation,
         federation_id=directory.federation_id,
@@ -142,10 +160,11 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         min_summed=settings.min_summed,
         weight_records_max=settings.weight_records_max,
         metric_bounds={
-            **recipe.metric_bounds,
+            **(recipe.metric_bounds if privacy.level == "off" else {}),
             **(validation_slots(recipe.validation_bounds) if settings.evaluation.client_share else {}),
         },
         training=training,
+        privacy=privacy,
         codec=codec,
         aggregation=settings.aggregation,
         round=settings.round,
@@ -154,10 +173,47 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
     )
 
 
+def _calibrated(settings: CoordinatorSettings) -> PrivacyPlan:
+    """The noise for the target, or what the given noise comes to after the planned rounds.
+
+    Raises:
+        PlanError: both are given, no noise reaches the target, or something else is set that privacy replaces.
+    """
+    given = settings.privacy
+    if given.level != "record":
+        return given
+    replaced = {"batch_size", "local_epochs"} & (settings.training or TrainingPlan()).model_fields_set
+    if replaced:
+        raise PlanError(
+            f"training.{', '.join(sorted(replaced))}: no effect with privacy.level 'record'; "
+            "set privacy.local_steps and privacy.sampling_rate instead"
+        )
+    if given.noise_multiplier is not None and given.epsilon is not None:
+        raise PlanError("privacy.epsilon and privacy.noise_multiplier each follow from the other: set one")
+    rate, steps = given.sampling_rate or 1.0, settings.round.rounds * (given.local_steps or 1)
+    delta = given.delta or DELTA
+    try:
+        if given.noise_multiplier is None:
+            epsilon = given.epsilon or EPSILON
+            sigma = noise_multiplier_for(epsilon, delta, sampling_rate=rate, steps=steps)
+        else:
+            sigma = given.noise_multiplier
+            charge = RecordCharge(noise_multiplier=sigma, sampling_rate=rate, steps=steps)
+            epsilon = epsilon_of([charge], delta)
+        return given.model_copy(update={"epsilon": epsilon, "delta": delta, "noise_multiplier": sigma})
+    except LocalProtocolError as error:
+        raise PlanError(f"privacy: {error}") from error
+
+
 def _watching(settings: CoordinatorSettings, workload: Workload) -> SteeringPlan:
     steering = settings.steering
     if workload.evaluation_data() is not None:
         return steering
+    if settings.privacy.level != "off":
+        raise PlanError(
+            "privacy.level: the workload has no evaluation_data, and what clients measure would leave without noise; "
+            "give the coordinator evaluation_data, or set privacy.level to 'off'"
+        )
     if not settings.evaluation.client_share:
         raise PlanError(
             "evaluation.client_share: the workload has no evaluation_data, so nobody measures the model; "

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from coordinator.dry_run import DryRun, foresee
+from coordinator.presets import preset_of, with_preset
 from coordinator.settings import CoordinatorSettings, plan_of
 from deploy.sizes import size_text
 from shared.crypto.signing import SigningKey, load_verifying_key
@@ -45,6 +46,7 @@ def plan(
         raise SettingsError("json: the plan itself is JSON already; add --check for the dry run")
     settings = CoordinatorSettings.load(config, federation_dir=federation_dir, workload=workload)
     directory = _directory(settings.federation_dir, clients)
+    settings = with_preset(settings)
     made = plan_of(settings, directory, load_workload(settings.workload, settings.workload_options))
     foreseen = foresee(made, clients or len(directory.active_clients()))
     if not check:
@@ -52,7 +54,8 @@ def plan(
     elif as_json:
         typer.echo(json.dumps({"federation": made.federation, **dataclasses.asdict(foreseen)}, indent=2))
     else:
-        _show(Console(), made, foreseen)
+        preset = preset_of(settings)
+        _show(Console(), made, foreseen, "" if preset is None else preset.name)
 
 
 def _directory(folder: Path, clients: int | None) -> Directory:
@@ -70,11 +73,11 @@ def _directory(folder: Path, clients: int | None) -> Directory:
     return Directory(federation=NOT_YET, federation_id=UUID(int=0), number=1, coordinator_key=key)
 
 
-def _show(console: Console, made: Plan, run: DryRun) -> None:
+def _show(console: Console, made: Plan, run: DryRun, preset: str) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
-    for name, text in _rows(made, run):
+    for name, text in [*_rows(made, run), *privacy_rows(made, run, preset)]:
         table.add_row(name, text)
     console.print(table, highlight=False)
     for warning in run.warnings:
@@ -132,6 +135,31 @@ def _in_a_group(made: Plan, run: DryRun) -> str:
         f"{made.max_colluders} may side with the coordinator; no sum of fewer than "
         f"{made.summed_floor(run.members)} updates is opened"
     )
+
+
+def privacy_rows(made: Plan, run: DryRun, preset: str) -> list[tuple[str, str]]:
+    """What privacy costs, if there is any."""
+    privacy, noise = made.privacy, made.record_noise
+    if noise is None or run.epsilon_run is None:
+        return [("privacy", "off: updates show what clients' records say")]
+    return [
+        ("privacy", f"one record of a client; preset {preset or 'none'}"),
+        (
+            "epsilon",
+            f"{run.epsilon_round:.3g} per round, {run.epsilon_run:.3g} after {run.rounds} rounds, at delta "
+            f"{privacy.delta:g}, for a client that takes part in all",
+        ),
+        (
+            "noise",
+            f"{noise.multiplier:.3g} times the clip of {noise.gradient_norm:.3g}; over the signal "
+            f"{run.noise_over_signal_group:.2g} in a group mean, {run.noise_over_signal_aggregate:.2g} in that of all",
+        ),
+        (
+            "training",
+            f"{noise.steps} steps per round, records sampled at {noise.sampling_rate:g}, lr {noise.rate:g}, "
+            f"sums divided by {noise.records:g}",
+        ),
+    ]
 
 
 def _evaluation(made: Plan, run: DryRun) -> str:

@@ -113,7 +113,7 @@ def follow(console: Console, options: DemoOptions, run: Run, notes: Notes) -> No
         ComitiaError: the run failed; what there is of report and plot is written first.
     """
     try:
-        with Display(console, run, options.rounds, options.clients) as display:
+        with Display(console, run, options.version_count, options.clients) as display:
             for note in notes:
                 if note is not None:
                     run.hear(*note)
@@ -125,7 +125,7 @@ def follow(console: Console, options: DemoOptions, run: Run, notes: Notes) -> No
         if options.plot is not None and run.rounds:
             write_plot(run, options.plot)
     if not run.finished:
-        raise RunEnded(f"the run ended at version {len(run.rounds)} of {options.rounds}")
+        raise RunEnded(f"the run ended at version {len(run.rounds)} of {options.version_count}")
 
 
 class RunEnded(ComitiaError):

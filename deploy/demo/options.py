@@ -11,17 +11,19 @@ from typing import Annotated, Any, get_type_hints
 
 from typer import Option
 
-from coordinator.settings import CoordinatorSettings
+from coordinator.settings import EPSILON, CoordinatorSettings
 from deploy.demo.attacks import ATTACKS
 from deploy.demo.doom import DROP_PHASES, SECURE_PHASES
 from shared.errors import SettingsError
 from shared.plan_sections import SERVER_PRESETS
 from shared.workloads.batches import example_count
-from shared.workloads.loading import BUILT_IN, load_workload
+from shared.workloads.loading import BUILT_IN, find_preset, load_workload
 from shared.workloads.partition import PARTITIONS
 from worker.policy import Policy
 
 CLIENTS_MAX = 1000
+ROUNDS = 30
+LEVELS = ("off", "record", "client")
 ROUND_DEADLINE_S = 10.0
 GROUP_STEP_S = 5.0
 STATUS_INTERVAL_S = 4.0
@@ -40,6 +42,7 @@ class Share:
 class DemoOptions:
     """One demonstration run; the fields are also the command line's options.
 
+    `privacy` selects a preset of the workload (`coordinator.presets`): model, rounds, learning rate, coordinates.
     `trim` None means 1 where the rule trims, and 0 where it does not; `selection` None means random, but dense at a
     density of 1.
     """
@@ -49,7 +52,18 @@ class DemoOptions:
     )
     clients: Annotated[int, Option(help="How many clients hold a share of the data.")] = 20
     processes: Annotated[int, Option(help="How many worker processes serve them, at most.")] = 4
-    rounds: Annotated[int, Option(help="How many model versions to make.")] = 30
+    rounds: Annotated[
+        int | None, Option(help="How many model versions to make.", show_default="30, or the preset's of privacy")
+    ] = None
+    privacy: Annotated[
+        str,
+        Option(help="Whose part nobody can tell from an update: off, or record (one record of a client's data)."),
+    ] = "off"
+    epsilon: Annotated[
+        float | None,
+        Option(help="What all rounds together may cost a client; less is more private.", show_default="8"),
+    ] = None
+    delta: Annotated[float | None, Option(help="At this delta.", show_default="0.0001")] = None
     partition: Annotated[str, Option(help=f"How the data are shared out: {PARTITIONS}.")] = "dirichlet:1.0"
     density: Annotated[
         float | None,
@@ -95,7 +109,13 @@ class DemoOptions:
             show_default="held_out, if there are such data",
         ),
     ] = None
-    ema: Annotated[float, Option(help="Evaluate a moving average of the versions with this decay; 0 is off.")] = 0.0
+    ema: Annotated[
+        float | None,
+        Option(
+            help="Evaluate a moving average of the versions with this decay; 0 is off.",
+            show_default="0, or the preset's of privacy",
+        ),
+    ] = None
     drop: Annotated[int, Option(help="How many clients are killed at version ROUNDS/3.")] = 0
     drop_at: Annotated[
         str | None, Option(help=f"Where they are: {', '.join(DROP_PHASES)}.", show_default="one after the other")
@@ -133,7 +153,11 @@ class DemoOptions:
             raise SettingsError(f"drop-at: a group of one has no {self.drop_at}; use another phase, or larger groups")
         if self.drop_at is not None and not self.drop:
             raise SettingsError("drop-at has no effect without drop; add --drop K")
-        if self.drop and self.rounds < 3:
+        if self.privacy not in LEVELS:
+            raise SettingsError(f"privacy: must be one of {', '.join(LEVELS)}, not {self.privacy!r}")
+        if self.privacy == "off" and (self.epsilon, self.delta) != (None, None):
+            raise SettingsError("epsilon and delta have no effect without privacy; add --privacy record")
+        if self.drop and self.version_count < 3:
             raise SettingsError("drop: clients are dropped at version rounds/3; use at least 3 rounds")
         for name, path in (("report", self.report), ("plot", self.plot)):
             if path is not None and not path.absolute().parent.is_dir():
@@ -149,7 +173,17 @@ class DemoOptions:
     @property
     def drop_version(self) -> int:
         """The version at which clients are killed."""
-        return self.rounds // 3
+        return self.version_count // 3
+
+    @property
+    def version_count(self) -> int:
+        """How many versions are planned."""
+        if self.rounds is not None:
+            return self.rounds
+        preset = None
+        if self.privacy != "off":
+            preset = find_preset(self.workload, self.privacy, self.epsilon or EPSILON)
+        return ROUNDS if preset is None else int(preset.sections.get("round", {}).get("rounds", ROUNDS))
 
     def shares(self, clients: tuple[str, ...]) -> list[Share]:
         """Who is served by which process: the shared ones, one for all attackers, one for each doomed client."""
@@ -170,6 +204,9 @@ class DemoOptions:
         return {client: phases[i % len(phases)] for i, client in enumerate(chosen)}
 
     def _codec(self) -> dict[str, Any]:
+        if self.privacy != "off":
+            given = {"selection": self.selection, "density": self.density}
+            return {name: value for name, value in given.items() if value is not None}
         selection = self.selection or ("dense" if self.density == 1.0 else "random")
         density = self.density if self.density is not None else (1.0 if selection == "dense" else 0.1)
         return {"selection": selection, "density": density}
@@ -193,7 +230,17 @@ class DemoOptions:
             "step_every": every or None,
             "plateau_patience": self.plateau or None,
             "stop_patience": self.stop_after or None,
-            "ema": self.ema,
+            **({} if self.ema is None else {"ema": self.ema}),
+        }
+
+    def _privacy(self, records: list[int]) -> dict[str, Any]:
+        if self.privacy == "off":
+            return {"level": "off"}
+        given = {"epsilon": self.epsilon, "delta": self.delta}
+        return {
+            "level": self.privacy,
+            **{name: value for name, value in given.items() if value is not None},
+            "nominal_records": sum(records) / len(records),
         }
 
     def coordinator_environment(self, clients: tuple[str, ...]) -> dict[str, str]:
@@ -204,9 +251,10 @@ class DemoOptions:
         """
         workload = load_workload(self.workload, self.workload_options)
         trim = self.trim if self.trim is not None else int(self.robust not in ("mean", "median"))
-        most = max(example_count(workload.client_data(client, None)) for client in clients)
+        records = [example_count(workload.client_data(client, None)) for client in clients]
         sections = {
             "TRAINING": {"proximal_mu": self.proximal_mu},
+            "PRIVACY": self._privacy(records),
             "CODEC": self._codec(),
             "AGGREGATION": {
                 "rule": self.robust,
@@ -215,7 +263,7 @@ class DemoOptions:
                 "server_optimizer": self.server,
             },
             "ROUND": {
-                "rounds": self.rounds,
+                "rounds": self.version_count,
                 "min_clients": len(clients),
                 "round_deadline_s": ROUND_DEADLINE_S,
                 "group_step_s": GROUP_STEP_S,
@@ -231,7 +279,7 @@ class DemoOptions:
             variables["COMITIA_INITIAL_WEIGHTS"] = str(self.initial_weights.absolute())
         return variables | {
             "COMITIA_WORKLOAD": self.workload,
-            "COMITIA_WEIGHT_RECORDS_MAX": str(max(1, most)),
+            "COMITIA_WEIGHT_RECORDS_MAX": str(max(1, *records)),
             "COMITIA_GROUP_SIZE": str(self.group_size),
             "COMITIA_MAX_COLLUDERS": str(self.max_colluders),
         }

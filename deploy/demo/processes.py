@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from coordinator.presets import with_preset
 from coordinator.settings import plan_of
 from deploy.brokers.broker import Broker
 from deploy.demo.options import DemoOptions, Share, settings_from
@@ -187,7 +188,7 @@ class Processes:
 
 def _refuse_unsound(plan: dict[str, str], keys: FederationKeys) -> None:
     """Refuse a plan that cannot hold here and at once, and not in the log of a process."""
-    settings = settings_from(plan)
+    settings = with_preset(settings_from(plan))
     workload = load_workload(settings.workload, settings.workload_options)
     plan_of(settings, keys.directory, workload).check_clients(len(keys.clients))
 

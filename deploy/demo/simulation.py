@@ -17,6 +17,7 @@ import numpy as np
 from coordinator.events import EvaluationFinished
 from coordinator.initial_weights import first_weights
 from coordinator.output import Evaluator, InlineOutput
+from coordinator.presets import with_preset
 from coordinator.service import TICK_S, CoordinatorService
 from coordinator.settings import plan_of
 from deploy.demo.attacker import Attacker
@@ -133,7 +134,7 @@ class Simulation:
         yield from notes
 
     def _make_coordinator(self, keys: FederationKeys) -> tuple[CoordinatorService, CoordinatorInbox]:
-        settings = settings_from(self.options.coordinator_environment(keys.clients))
+        settings = with_preset(settings_from(self.options.coordinator_environment(keys.clients)))
         workload = load_workload(settings.workload, settings.workload_options)
         plan = plan_of(settings, keys.directory, workload)
         inbox: CoordinatorInbox = Inbox()

@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 from sklearn.datasets import load_digits
 from torch import nn
 
+from shared.errors import WorkloadError
 from shared.workloads.bundled import BundledWorkload, LabeledTable, divided_table, seeded
-from shared.workloads.port import TrainingRecipe
+from shared.workloads.port import Preset, TrainingRecipe
 
 SIDE = 8
 PIXELS = SIDE * SIDE
 HIDDEN = 128
+HIDDEN_PRIVATE = 64
 CLASSES = 10
 EVALUATION_COUNT = 360
 
@@ -29,11 +33,52 @@ def digits_table() -> LabeledTable:
     return divided_table(bunch.data, bunch.target, EVALUATION_COUNT, _GREY_MAX)
 
 
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "relu-128": lambda: nn.Sequential(nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES)),
+    "tanh-64": lambda: nn.Sequential(nn.Linear(PIXELS, HIDDEN_PRIVATE), nn.Tanh(), nn.Linear(HIDDEN_PRIVATE, CLASSES)),
+}
+
+
+@dataclass(frozen=True)
 class Digits(BundledWorkload):
-    """Ten digits and an MLP of 64-128-10."""
+    """Ten digits and an MLP with one hidden layer.
+
+    Args:
+        network: one of `NETWORKS`, relu-128 (d = 9,610) or tanh-64 (d = 4,810), whose bounded activations keep
+            gradients short.
+    """
 
     name = "digits"
     table = staticmethod(digits_table)
+
+    network: str = "relu-128"
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            WorkloadError: there is no such network.
+        """
+        super().__post_init__()
+        if self.network not in NETWORKS:
+            raise WorkloadError(
+                f"workload_options: network of digits must be one of {', '.join(NETWORKS)}, not {self.network!r}"
+            )
+
+    @staticmethod
+    def preset(level: str, epsilon: float) -> Preset | None:
+        """`digits/record`: for about 20 clients of 72 records in groups of 4, one of which may be attacked."""
+        if level != "record":
+            return None
+        return Preset(
+            name="digits/record",
+            workload_options={"network": "tanh-64"},
+            sections={
+                "training": {"optimizer": {"name": "SGD", "options": {"lr": 2.0 if epsilon >= 4.0 else 1.0}}},
+                "codec": {"selection": "restricted", "density": 0.25, "bits": 16},
+                "round": {"rounds": 60},
+                "steering": {"ema": 0.85},
+            },
+        )
 
     @property
     def recipe(self) -> TrainingRecipe:
@@ -41,10 +86,38 @@ class Digits(BundledWorkload):
         return TrainingRecipe(optimizer="SGD", options={"lr": 0.3}, batch_size=16, local_epochs=2, clipping_norm=1.5)
 
     def model(self) -> nn.Module:
-        """Build the network, d = 9,610; see `BundledWorkload.model`."""
-        return seeded(
-            lambda: nn.Sequential(nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES)), self.seed
+        """Build the network; see `BundledWorkload.model`."""
+        return seeded(NETWORKS[self.network], self.seed)
+
+
+class DigitsLinear(BundledWorkload):
+    """The same images and a linear model; its data files are those of `Digits`."""
+
+    name = "digits_linear"
+    table = staticmethod(digits_table)
+
+    @property
+    def recipe(self) -> TrainingRecipe:
+        """SGD with lr 0.5, batches of 16, 2 local epochs."""
+        return TrainingRecipe(optimizer="SGD", options={"lr": 0.5}, batch_size=16, local_epochs=2, clipping_norm=1.5)
+
+    @staticmethod
+    def preset(level: str, epsilon: float) -> Preset | None:
+        """`digits_linear/record`: for about 10 clients of 144 records."""
+        if level != "record":
+            return None
+        return Preset(
+            name="digits_linear/record",
+            sections={
+                "training": {"optimizer": {"name": "SGD", "options": {"lr": 8.0 if epsilon >= 4.0 else 2.0}}},
+                "codec": {"selection": "dense", "density": 1.0},
+                "round": {"rounds": 40},
+            },
         )
+
+    def model(self) -> nn.Module:
+        """Build the network, d = 650; see `BundledWorkload.model`."""
+        return seeded(lambda: nn.Linear(PIXELS, CLASSES), self.seed)
 
 
 class DigitsCnn(BundledWorkload):

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import ComitiaError, WorkloadError
-from shared.workloads.port import TrainingRecipe, Workload
+from shared.workloads.port import Preset, TrainingRecipe, Workload
 
 BUILT_IN = {
     "digits": "shared.workloads.digits:Digits",
+    "digits_linear": "shared.workloads.digits:DigitsLinear",
     "digits_cnn": "shared.workloads.digits:DigitsCnn",
     "breast_cancer": "shared.workloads.breast_cancer:BreastCancer",
 }
@@ -52,6 +53,21 @@ def import_workload(reference: str) -> Any:
             f"workload: {reference!r} is neither built in ({', '.join(BUILT_IN)}) nor a 'package.module:object'"
         )
     return _find(reference, module_name, attribute)
+
+
+def find_preset(reference: str, level: str, epsilon: float) -> Preset | None:
+    """Return what a workload recommends for a level of privacy; None if nothing.
+
+    Raises:
+        WorkloadError: as `load_workload`.
+    """
+    asked = getattr(import_workload(reference), "preset", None)
+    if asked is None:
+        return None
+    found = asked(level, epsilon)
+    if found is not None and not isinstance(found, Preset):
+        raise WorkloadError(f"workload: preset of {reference} must return a Preset or None, not {_kind(found)}")
+    return found
 
 
 def _find(reference: str, module_name: str, attribute: str) -> Any:

@@ -2,6 +2,9 @@
 
 A workload is any object with these attributes; nothing has to be inherited. It is named in the plan as
 `package.module:object` (`shared.workloads.loading`). Data are map-style datasets of (features, targets) pairs.
+
+A workload may also have a static method `preset(level, epsilon)`, which returns a `Preset` for a level of privacy, or
+None. It is asked before the workload is made, since a preset may say how.
 """
 
 from __future__ import annotations
@@ -51,6 +54,21 @@ class TrainingRecipe:
             raise WorkloadError("workload: batch_size and local_epochs of the training recipe must be 1 or more")
         if not (math.isfinite(self.clipping_norm) and self.clipping_norm > 0.0):
             raise WorkloadError("workload: clipping_norm of the training recipe must be a positive number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """What else a level of privacy changes, as the workload recommends it; what is set by hand wins.
+
+    Args:
+        name: by which it is printed.
+        workload_options: of the workload itself.
+        sections: for each section of the coordinator's settings, values by field.
+    """
+
+    name: str
+    workload_options: Mapping[str, Any] = field(default_factory=dict)
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -106,7 +106,7 @@ def test_a_workload_from_outside_is_a_class_a_function_or_an_object(
 @pytest.mark.parametrize(
     ("reference", "options", "told"),
     [
-        ("digit", {}, r"'digit' is neither built in \(digits, digits_cnn, breast_cancer\)"),
+        ("digit", {}, r"'digit' is neither built in \(digits, digits_linear, digits_cnn, breast_cancer\)"),
         ("mine.halves", {}, "package.module:object"),
         (":x", {}, "package.module:object"),
         ("absent.module:x", {}, "'absent'.*start from the directory"),

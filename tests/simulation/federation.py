@@ -158,7 +158,6 @@ class FederationRun:
         workload: TinyWorkload | None = None,
         policy: Policy | None = None,
         seed: int = 0,
-        policy: Policy | None = None,
         stages: int | None = None,
     ) -> None:
         """`stages` processes sum, if that is given; if not, the coordinator does it."""
