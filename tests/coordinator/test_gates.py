@@ -226,3 +226,45 @@ def test_the_measured_norm_is_the_norm_of_the_mean(count: int, seed: int, bits: 
 def test_a_format_that_wraps_is_refused_before_any_gate() -> None:
     with pytest.raises(PlanError):
         form_of(4, 20_000, 1.0, 16)
+
+
+NOISY_VALUES, NOISE = 1202, 0.0633
+"""The preset of digits: k values with this noise each, and a signal of norm 0.5 at most."""
+
+
+def noisy_mean(members: int, form: SumFormat, signal: float, source: np.random.Generator) -> Words:
+    """The sum of noised updates that all point the same way, clipped as clients clip them."""
+    direction = source.standard_normal(NOISY_VALUES)
+    direction *= signal / np.linalg.norm(direction)
+    updates = [direction + NOISE * source.standard_normal(NOISY_VALUES) for _ in range(members)]
+    metrics = {"loss": 0.0}
+    return sum_of(
+        [
+            prepare_words(update.astype(np.float32), None, form, weight=1.0, metrics=metrics, source=source).words
+            for update in updates
+        ]
+    )
+
+
+@pytest.mark.parametrize("members", [1, 3, 4, 7])
+@pytest.mark.parametrize("signal", [0.0, 0.5])
+def test_means_of_noised_updates_pass(members: int, signal: float) -> None:
+    source = np.random.default_rng(members)
+    clipping_norm = 0.5 + NOISE * (math.sqrt(NOISY_VALUES) + 2.5)
+    form = form_of(NOISY_VALUES, 7, clipping_norm, 16)
+    for _ in range(100):
+        pass_gates(noisy_mean(members, form, signal, source), form, members, 1, NOISE)
+
+
+@pytest.mark.parametrize("members", [3, 4, 7])
+def test_an_attack_of_the_length_of_one_noised_update_does_not(members: int) -> None:
+    """Each update may be as long as its noise makes it, but the noise of a mean is shorter, and a lie is not."""
+    source = np.random.default_rng(members)
+    clipping_norm = 0.5 + NOISE * (math.sqrt(NOISY_VALUES) + 2.5)
+    form = form_of(NOISY_VALUES, 7, clipping_norm, 16)
+    lie = noisy_mean(members, form, 0.0, source)
+    signed_view(lie)[:NOISY_VALUES] = np.round(form.scale * members * clipping_norm / math.sqrt(NOISY_VALUES))
+    slots = pass_gates(lie, form, members, 1)
+    assert mean_norm(lie, form, slots.weight) == pytest.approx(clipping_norm, rel=0.01)
+    with pytest.raises(RemoteProtocolError, match="above the limit"):
+        pass_gates(lie, form, members, 1, NOISE)

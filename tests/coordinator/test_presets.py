@@ -94,7 +94,7 @@ class BadPreset(TinyWorkload):
 
 
 def test_a_preset_that_does_not_fit_is_the_workloads_fault() -> None:
-    with pytest.raises(WorkloadError, match="preset bad.density"):
+    with pytest.raises(WorkloadError, match=r"preset bad\.density"):
         with_preset(CoordinatorSettings(workload=f"{__name__}:BadPreset", privacy=RECORD))
 
 

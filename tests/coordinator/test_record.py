@@ -107,6 +107,8 @@ def test_a_change_is_evaluated_and_then_reported() -> None:
         "bytes_up": 100,
         "bytes_down": 10,
         "clipping_norm": 0.5,
+        "epsilon_max": None,
+        "epsilon_mean": None,
     }
 
 
