@@ -49,7 +49,7 @@ class ClippedSum:
         self._moved = moved
         pieces = [None] * len(sizes) if moved is None else list(torch.split(moved, sizes))
         self._masks: _Masks = {
-            one: None if piece is None else piece.view(one.shape)
+            one: None if piece is None else piece.view(one.shape).to(one.dtype)
             for one, piece in zip(self._parameters.values(), pieces, strict=True)
         }
         self._layers = plain_layers(model)
@@ -86,7 +86,7 @@ class ClippedSum:
         once = len(seen) == len(self._layers) == len({layer for layer, _, _ in seen})
         if not once or any(given.dim() != _DIMENSIONS[type(layer)] for layer, given, _ in seen):
             return None
-        back = torch.autograd.grad(outputs, [out for _, _, out in seen], self._output_gradients(outputs, y))
+        back = torch.autograd.grad(self._losses(outputs, y).sum(), [out for _, _, out in seen])
         pairs = [_PAIRS[type(layer)](layer, given, z) for (layer, given, _), z in zip(seen, back, strict=True)]
         squares = sum((pair.squared_norms(self._masks) for pair in pairs), start=torch.zeros(len(x), device=x.device))
         factors = self._factors(squares)
@@ -98,14 +98,14 @@ class ClippedSum:
             sums |= pair.scaled_sums(factors)
         return torch.cat([sums[one].reshape(-1) for one in self._parameters.values()])
 
-    def _output_gradients(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Each record's loss by its own outputs, from the loss of a batch of one."""
+    def _losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """(n,) each record's own loss, that of a batch of one."""
 
         def alone(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             return self._loss(output.unsqueeze(0), target.unsqueeze(0))
 
-        gradients: torch.Tensor = _differentiated(vmap(grad(alone)), outputs.detach(), targets)
-        return gradients
+        losses: torch.Tensor = _differentiated(vmap(alone), outputs, targets)
+        return losses
 
     def _by_records(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         buffers = dict(self._model.named_buffers())
@@ -142,7 +142,7 @@ class _LinearPair:
         total = torch.zeros(len(z2), device=z2.device)
         if weight in masks:
             mask = masks[weight]
-            total = z2.sum(1) * x2.sum(1) if mask is None else (z2 * (x2 @ mask.to(x2.dtype).T)).sum(1)
+            total = z2.sum(1) * x2.sum(1) if mask is None else (z2 * (x2 @ mask.T)).sum(1)
         if bias in masks:
             total = total + _masked(z2, masks[bias])
         return total
@@ -206,7 +206,7 @@ def _known(layer: nn.Module) -> bool:
 
 
 def _masked(squares: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return squares.sum(1) if mask is None else squares @ mask.reshape(-1).to(squares.dtype)
+    return squares.sum(1) if mask is None else squares @ mask.reshape(-1)
 
 
 def _differentiated(function: Callable[..., Any], *given: object) -> Any:
