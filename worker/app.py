@@ -67,6 +67,7 @@ def run_worker(
     _warm_up(settings)
     inbox: Inbox[TransportEvent | Trained] = Inbox()
     make_training = prepare or prepare_training
+    telemetry = Telemetry(process="worker", worker=identity.worker)
     with StopSignal() as stop:
         transport: Transport = wrap_transport(
             RabbitMqTransport(settings.broker, inbox.put, name=f"{directory.federation}-{identity.worker}"), inbox
@@ -75,10 +76,10 @@ def run_worker(
             identity,
             states,
             transport,
-            lambda plan: make_training(settings, plan, inbox.put),
+            lambda plan: make_training(settings, _seen(plan, settings, telemetry), inbox.put),
             rounding=np.random.default_rng(settings.seed),
             clock_us=lambda: time.time_ns() // 1000,
-            telemetry=Telemetry(process="worker", worker=identity.worker),
+            telemetry=telemetry,
             keep_directory=lambda newest: keep_newest(settings.state_dir / DIRECTORY_FILE, newest),
             encode=encode,
         )
@@ -94,6 +95,14 @@ def run_worker(
             transport.close()
             service.close()
     _say_goodbye(service)
+
+
+def _seen(plan: Plan, settings: WorkerSettings, telemetry: Telemetry) -> Plan:
+    """Say loudly when the plan promises a privacy that our own seed takes away."""
+    if plan.privacy.level != "off" and settings.seed is not None:
+        text = "COMITIA_SEED is set: whoever knows it can subtract the noise, and nothing is private; unset it"
+        telemetry.note(note("noise_is_seeded", "warning", text=text))
+    return plan
 
 
 def load_members(folder: Path, state_dir: Path) -> Membership:

@@ -40,5 +40,10 @@ class WorkerSettings(ProcessSettings):
         float, Field(ge=0, le=600, description="After SIGTERM, how long to wait for a group in progress (seconds).")
     ] = 20.0
     seed: Annotated[
-        int | None, Field(ge=0, description="Makes training and rounding repeatable (for experiments only).")
+        int | None,
+        Field(
+            ge=0,
+            description="Makes training, rounding and the noise of privacy repeatable: for experiments only, since "
+            "whoever knows it can subtract the noise.",
+        ),
     ] = None

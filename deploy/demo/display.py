@@ -123,7 +123,8 @@ def print_summary(console: Console, run: Run) -> None:
         table.add_row(
             "privacy",
             f"epsilon {final['epsilon_max']:.2f} at most, {final['epsilon_mean']:.2f} in the mean, at delta "
-            f"{plan['privacy']['delta']:g}, for one {plan['privacy']['level']}",
+            f"{plan['privacy']['delta']:g}, for one {plan['privacy']['level']}; here the noise follows from --seed, "
+            "which protects nobody",
         )
     for words in validation_words(final["validation"]):
         table.add_row("at the clients", f"{words}, mean and deviation of version {final['validation']['version']}")

@@ -123,7 +123,7 @@ class DemoOptions:
     float_buffers: Annotated[
         bool, Option(help="Float buffers, such as BatchNorm's statistics, federate too; needs density 1.")
     ] = False
-    seed: Annotated[int, Option(help="Of the partition, the initial weights, training and rounding.")] = 0
+    seed: Annotated[int, Option(help="Of the partition, the initial weights, training, rounding, and noise.")] = 0
     initial_weights: Annotated[
         Path | None, Option(help="Parameters (safetensors) to start from.", show_default="the workload's own")
     ] = None

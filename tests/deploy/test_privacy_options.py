@@ -1,0 +1,113 @@
+"""`--privacy` and what it selects, from the option to the printed dry run and to the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from deploy.cli import app
+from deploy.demo.options import DemoOptions
+from deploy.demo.report import Run
+from deploy.demo.simulation import Simulation
+from shared.errors import PlanError, SettingsError
+from shared.privacy.accountant import epsilon_of
+from shared.privacy.charges import RecordCharge
+
+RECORD = {"level": "record", "nominal_records": 71.85}
+SMALL: dict[str, Any] = {"clients": 12, "group_size": 3, "rounds": 3, "privacy": "record", "partition": "iid"}
+
+
+def report_of(**options: Any) -> dict[str, Any]:
+    run = Run("memory", "")
+    for note in Simulation(DemoOptions(**options)).run():
+        run.hear(note.event, note.fields)
+    return run.report()
+
+
+def test_the_report_says_what_the_rounds_cost() -> None:
+    report = report_of(**SMALL, epsilon=4.0, delta=1e-5)
+    privacy, final = report["plan"]["privacy"], report["final"]
+    charge = RecordCharge(noise_multiplier=privacy["noise_multiplier"], sampling_rate=1.0, steps=1)
+
+    assert (privacy["level"], privacy["epsilon"], privacy["delta"]) == ("record", 4.0, 1e-5)
+    assert privacy["nominal_records"] == pytest.approx(1437 / 12)
+    assert [one["epsilon_max"] for one in report["rounds"]] == [
+        pytest.approx(epsilon_of([charge] * rounds, 1e-5)) for rounds in (1, 2, 3)
+    ]
+    assert final["epsilon_max"] == final["epsilon_mean"] == report["rounds"][-1]["epsilon_max"]
+    assert 3.9 < final["epsilon_max"] <= 4.0
+
+
+def test_without_privacy_the_report_has_no_epsilon() -> None:
+    report = report_of(**SMALL | {"privacy": "off"})
+    assert report["plan"]["privacy"]["level"] == "off"
+    assert (report["final"]["epsilon_max"], report["final"]["epsilon_mean"]) == (None, None)
+
+
+def test_the_preset_decides_what_no_option_does() -> None:
+    assert DemoOptions().version_count == 30
+    assert DemoOptions(privacy="record").version_count == 60
+    assert DemoOptions(privacy="record", rounds=7).version_count == 7
+    assert DemoOptions(privacy="record", workload="digits_linear").version_count == 40
+    assert DemoOptions(privacy="record", workload="breast_cancer").version_count == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"privacy": "high"}, "privacy: must be one of off, record, client"),
+        ({"epsilon": 8.0}, "no effect without privacy; add --privacy record"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        DemoOptions(**options)
+
+
+def test_a_level_that_is_not_there_is_refused_and_not_ignored() -> None:
+    with pytest.raises(PlanError, match="not part of this version"):
+        next(Simulation(DemoOptions(**SMALL | {"privacy": "client"})).run())
+
+
+def dry_run(*arguments: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> str:
+    for name, value in settings.items():
+        monkeypatch.setenv(f"COMITIA_{name}", json.dumps(value))
+    result = CliRunner().invoke(app, ["plan", "--check", "--clients", "20", *arguments], env={"COLUMNS": "200"})
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def test_the_dry_run_prints_what_it_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = dry_run(monkeypatch=monkeypatch, PRIVACY=RECORD)
+    for expected in ("preset digits/record", "8 after 60 rounds, at delta 0.0001", "in a group mean", "lr 2"):
+        assert expected in text
+    assert "warning" not in text
+    figures = json.loads(dry_run("--json", monkeypatch=monkeypatch, PRIVACY=RECORD))
+    assert figures["epsilon_run"] == pytest.approx(8.0, rel=1e-3)
+    # nu sqrt(k) over half of lr S', by hand: 0.0627 * 34.67 / 2 (four members) / 0.5.
+    assert figures["noise_over_signal_group"] == pytest.approx(0.0627 * 34.67 / 2 / 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"CODEC": {"selection": "random", "density": 0.1}}, "use 'restricted', which clips and noises only"),
+        ({"PRIVACY": RECORD | {"epsilon": 0.3}}, "hardly anything will be learned"),
+    ],
+)
+def test_hopeless_settings_are_warned_about(
+    settings: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told in dry_run(monkeypatch=monkeypatch, **{"PRIVACY": RECORD} | settings)
+
+
+def test_without_privacy_the_dry_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "off: updates show" in dry_run(monkeypatch=monkeypatch)
