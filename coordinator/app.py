@@ -8,6 +8,7 @@ import time
 import torch
 
 from coordinator.directory_file import DirectoryFile
+from coordinator.dry_run import privacy_notes
 from coordinator.initial_weights import first_weights
 from coordinator.output import EvaluationThread, Evaluator, ModelFiles
 from coordinator.presets import with_preset
@@ -150,6 +151,8 @@ def _announce(service: CoordinatorService, plan: Plan, broker: str, clients: int
             plan=plan.model_dump(mode="json"),
         )
     )
+    for one in privacy_notes(plan, clients):
+        service.telemetry.note(one)
 
 
 def _say_goodbye(service: CoordinatorService) -> None:

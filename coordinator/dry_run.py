@@ -21,6 +21,7 @@ from shared.attack_odds import odds_table
 from shared.codec.validation import is_validation_slot
 from shared.crypto.draw import cut_groups
 from shared.crypto.signing import SigningKey
+from shared.effects import Note, note
 from shared.modellog.listed import listed_size, worth_listing
 from shared.plan import Plan
 from shared.privacy.accountant import epsilon_of
@@ -185,6 +186,20 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         noise_over_signal_aggregate=None if noise is None else noise.noise_over_signal(sent, drawn),
         warnings=_warnings(plan) if noise is None else _privacy_warnings(plan, noise.noise_over_signal(sent, drawn)),
     )
+
+
+def privacy_notes(plan: Plan, clients: int) -> tuple[Note, ...]:
+    """What a coordinator says of the plan's privacy when it starts: what it costs, then what will hardly work."""
+    if plan.record_noise is None:
+        return ()
+    run = foresee(plan, clients)
+    text = (
+        f"epsilon {run.epsilon_round:.3g} per round and {run.epsilon_run:.3g} after {run.rounds} rounds, at delta "
+        f"{plan.privacy.delta:g}, for one record; noise over signal {run.noise_over_signal_group:.2g} in a group mean, "
+        f"{run.noise_over_signal_aggregate:.2g} in that of all"
+    )
+    warnings = (note("plan_warning", "warning", text=warning) for warning in run.warnings)
+    return (note("privacy_announced", text=text), *warnings)
 
 
 def _privacy_warnings(plan: Plan, noise_over_signal: float) -> tuple[str, ...]:

@@ -195,6 +195,8 @@ def _message(event: str, fields: dict[str, Any]) -> str:
             odds = ", ".join(f"{attackers}: {odds:.1%}" for attackers, odds in fields["attack_odds"].items())
             trim = fields["plan"]["aggregation"]["trim"]
             return f"odds that more than {trim} groups are attacked, by number of attackers: {odds}"
+        case "privacy_announced" | "plan_warning":
+            return str(fields["text"])
         case "client_lost":
             return f"{fields['client']} lost at version {fields['version']}, last seen: {fields['phase']}"
         case "group_given_up":

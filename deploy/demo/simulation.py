@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from coordinator.dry_run import privacy_notes
 from coordinator.events import EvaluationFinished
 from coordinator.initial_weights import first_weights
 from coordinator.output import Evaluator, InlineOutput
@@ -152,7 +153,7 @@ class Simulation:
         self._notes.append(note("attackers_chosen", clients=list(keys.clients[: self.options.attackers])))
         odds = odds_table(len(keys.clients), plan.group_size, plan.aggregation.trim)
         started: dict[str, object] = {"broker": "in-process", "attack_odds": odds, "plan": plan.model_dump(mode="json")}
-        self._notes.append(Note("coordinator_started", fields=started))
+        self._notes += [Note("coordinator_started", fields=started), *privacy_notes(plan, len(keys.clients))]
         return service, inbox
 
     def _make_process(self, keys: FederationKeys, share: Share) -> _Process:

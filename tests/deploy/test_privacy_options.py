@@ -42,6 +42,18 @@ def test_the_report_says_what_the_rounds_cost() -> None:
     assert 3.9 < final["epsilon_max"] <= 4.0
 
 
+@pytest.mark.parametrize(("selection", "warned"), [("random", True), ("restricted", False)])
+def test_a_run_begins_by_saying_what_it_costs(selection: str, warned: bool) -> None:
+    options = DemoOptions(**SMALL | {"rounds": 40}, selection=selection)
+    said = {}
+    for note in Simulation(options).run():
+        said[note.event] = note.fields.get("text", "")
+        if note.event == "client_joined":
+            break
+    assert "8 after 40 rounds, at delta 0.0001, for one record" in str(said["privacy_announced"])
+    assert ("plan_warning" in said) is warned
+
+
 def test_without_privacy_the_report_has_no_epsilon() -> None:
     report = report_of(**SMALL | {"privacy": "off"})
     assert report["plan"]["privacy"]["level"] == "off"
