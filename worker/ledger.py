@@ -1,5 +1,9 @@
 """What has this client spent? The ledger's records, and how its file shows that none was lost, changed or added.
 
+A record says what left, when, and what it costs: an update that was spent, or a training run that failed, since also
+that it failed says something about the data. Records name their format; those of format 1, which knew neither costs
+nor times, are still read.
+
 The file only grows. A *frame* holds all that one fsync made true: ``length (4) | ~length (4) | SHA-256 (32) | body``,
 lengths little endian. The body is a JSON list of records, and the hash covers the hash of the frame before, so that
 frames can be neither exchanged nor left out. Only the last frame can be torn, since none is appended before the one
@@ -17,29 +21,52 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from shared.errors import StateError
+from shared.privacy.charges import Charge, ClientCharge, RecordCharge
 
 FRAME_BYTES_MAX = 1 << 16
-"""Upper bound of one frame's body; a spending update takes about 100 bytes."""
+"""Upper bound of one frame's body; a spending update takes about 250 bytes."""
 
 _LENGTHS = struct.Struct("<II")
 _FRAME_HEAD_BYTES = _LENGTHS.size + hashlib.sha256().digest_size
 _GENESIS = hashlib.sha256(b"comitia/1/ledger").digest()
-_SPENT = "spent"
+_FORMAT = 2
+_UNITS: dict[str, type[Charge]] = {"record": RecordCharge, "client": ClientCharge}
 
 
 @dataclass(frozen=True, slots=True)
 class SpentMark:
-    """Update `update` leaves: it is never sent or masked again. `counter` is the client's counter from then on."""
+    """Update `update` leaves: it is never sent or masked again. `counter` is the client's counter from then on.
+
+    `at_us`: wall clock (microseconds since 1970), 0 if unknown. `charge`: None if it was sent without noise.
+    """
 
     update: int
     counter: int
     version: int
     attempt: int
+    at_us: int = 0
+    charge: Charge | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRun:
+    """A training run for this version and attempt failed, or its update cannot be sent; fields as in `SpentMark`."""
+
+    counter: int
+    version: int
+    attempt: int
+    at_us: int
+    charge: Charge
+
+
+LedgerRecord = SpentMark | FailedRun
+_KINDS: dict[str, type[LedgerRecord]] = {"spent": SpentMark, "failed": FailedRun}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +77,14 @@ class LedgerEnd:
     chain: bytes = _GENESIS
 
 
-def encode_frame(end: LedgerEnd, records: Sequence[SpentMark]) -> tuple[bytes, LedgerEnd]:
+def charges_of(records: Iterable[LedgerRecord]) -> list[Charge]:
+    """What records cost, oldest first; those without noise are left out."""
+    return [record.charge for record in records if record.charge is not None]
+
+
+def encode_frame(end: LedgerEnd, records: Sequence[LedgerRecord]) -> tuple[bytes, LedgerEnd]:
     """Encode records as the next frame; returns its bytes, and the end behind it."""
-    body = json.dumps([{"kind": _SPENT} | asdict(record) for record in records], separators=(",", ":")).encode()
+    body = json.dumps([_fields(record) for record in records], separators=(",", ":")).encode()
     if len(body) > FRAME_BYTES_MAX:
         raise ValueError(f"a ledger frame of {len(body)} bytes passes the limit of {FRAME_BYTES_MAX}")
     chain = _chain(end.chain, body)
@@ -60,7 +92,7 @@ def encode_frame(end: LedgerEnd, records: Sequence[SpentMark]) -> tuple[bytes, L
     return frame, LedgerEnd(end.position + len(frame), chain)
 
 
-def read_ledger(content: bytes, anchor: LedgerEnd) -> tuple[list[SpentMark], LedgerEnd]:
+def read_ledger(content: bytes, anchor: LedgerEnd) -> tuple[list[LedgerRecord], LedgerEnd]:
     """Check a ledger file and decode its records.
 
     Args:
@@ -106,15 +138,42 @@ def _frame_at(content: bytes, end: LedgerEnd) -> tuple[bytes, LedgerEnd] | None:
     return None
 
 
-def _decode(bodies: Sequence[bytes]) -> list[SpentMark]:
+def _fields(record: LedgerRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = {"kind": _NAMES[type(record)], "format": _FORMAT} | asdict(record)
+    if record.charge is not None:
+        unit = next(name for name, kind in _UNITS.items() if isinstance(record.charge, kind))
+        fields["charge"] |= {"unit": unit}
+    return fields
+
+
+def _decode(bodies: Sequence[bytes]) -> list[LedgerRecord]:
     # One parse for all frames: a hundred thousand of them open in a fraction of a second.
     frames: list[list[dict[str, Any]]] = json.loads(b"[" + b",".join(bodies) + b"]")
-    names = {"kind"} | {field.name for field in fields(SpentMark)}
-    records = [record for frame in frames for record in frame]
-    for record in records:
-        if record.keys() != names or record.pop("kind") != _SPENT:
-            raise StateError("the ledger holds a record that this release does not know; use the newer release")
-    return [SpentMark(**record) for record in records]
+    # Most records cost the same: equal charges become one object, which is quick to count.
+    known: dict[tuple[object, ...], Charge] = {}
+    try:
+        return [_record(fields, known) for frame in frames for fields in frame]
+    except (KeyError, TypeError) as error:
+        text = "the ledger holds a record that this release does not know; use the newer release"
+        raise StateError(text) from error
+
+
+def _record(fields: Mapping[str, Any], known: dict[tuple[object, ...], Charge]) -> LedgerRecord:
+    """
+    Raises:
+        KeyError, TypeError: it has another form than those that we know.
+    """
+    rest = dict(fields)
+    kind, form = _KINDS[rest.pop("kind")], rest.pop("format", 1)
+    if form not in (1, _FORMAT):
+        raise KeyError(form)
+    charge = rest.get("charge")
+    if charge is not None:
+        values = tuple(charge.values())
+        if values not in known:
+            known[values] = _UNITS[charge.pop("unit")](**charge)
+        rest["charge"] = known[values]
+    return kind(**rest)
 
 
 def _chain(previous: bytes, body: bytes) -> bytes:

@@ -4,14 +4,15 @@
 ``identity.json``   whose directory this is: client and federation
 ``update.0 .1``     the finished update, in one of two slots by turns
 ``progress.0 .1``   the last task taken and the offer counter, where they moved without an update
-``ledger.log``      what was spent, for ever
+``ledger.log``      what was spent, for ever, and what it costs
+``outdated.json``   only in a directory that is behind what its client has signed: nobody may use it any more
 ``lock``            keeps a second process out (`worker.storage`)
 ==================  ================================================================================================
 
 Saving an update is one fsync, spending it is one fsync. Every slot also names the ledger's end (an anchor), so
 that a ledger that was cut or replaced is found out when the directory is opened.
 
-The offer counter rises with every update saved, with every set of fresh offer keys, and with every update spent. A
+The offer counter rises with every update saved, with every set of fresh offer keys, and with every charge. A
 directory that was restored from a backup is therefore behind what the coordinator has seen of this client.
 
 An operation is *staged* (written) and then *committed* (synced), so that a worker that serves several clients writes
@@ -24,7 +25,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from uuid import UUID
 
 import numpy as np
@@ -32,13 +33,15 @@ from numpy.typing import NDArray
 
 from shared.errors import LocalProtocolError, StateError
 from shared.identity import ClientId
-from worker.ledger import LedgerEnd, SpentMark, encode_frame, read_ledger
+from shared.privacy.charges import Charge
+from worker.ledger import FailedRun, LedgerEnd, LedgerRecord, SpentMark, charges_of, encode_frame, read_ledger
 from worker.slots import Slot, SlotPair
 from worker.storage import Storage
 from worker.stored_update import StoredUpdate, TaskId, UpdateId, UpdateMeta, decode_update
 
 _IDENTITY = "identity.json"
 _LEDGER = "ledger.log"
+_OUTDATED = "outdated.json"
 _FORMAT = 1
 _NO_PAYLOAD = memoryview(b"")
 _LOST = "restore it from its own disk, or enroll the client under a new name: what it spent cannot be guessed"
@@ -73,6 +76,9 @@ class ClientState:
         self._residual: NDArray[np.float32] | None = None
         self._newest_spent = 0
         self._ledger_end = LedgerEnd()
+        self._charges: list[Charge] = []
+        if (outdated := storage.read(_OUTDATED)) is not None:
+            raise self._outdated(int(json.loads(outdated)["counter"]))
         if not self._claim({"format": _FORMAT, "client": client, "federation": str(federation)}):
             self._recover()
 
@@ -98,6 +104,11 @@ class ClientState:
     def residual(self) -> NDArray[np.float32] | None:
         """What was held back of earlier updates: float32 (d,), read-only; None if there never was anything."""
         return self._residual
+
+    @property
+    def charges(self) -> tuple[Charge, ...]:
+        """Everything that the ledger charges for, oldest first."""
+        return tuple(self._charges)
 
     def is_spent(self, update_id: UpdateId) -> bool:
         """Whether an update must never be masked again: it was spent, or a later one was."""
@@ -193,22 +204,31 @@ class ClientState:
 
         commit([self._stage((file,), take_effect)])
 
-    def spend(self, update_id: UpdateId) -> None:
-        """Spend the unspent update, for ever. One fsync; its words may leave after it has returned.
+    def spend(self, update_id: UpdateId, charge: Charge | None = None, at_us: int = 0) -> None:
+        """Spend the unspent update, for ever, and charge for it. One fsync; its words may leave after it has returned.
 
         Raises:
             LocalProtocolError: this update is not the unspent one.
             StateError: the disk refused; then nothing may leave.
         """
-        commit([self.stage_spend(update_id)])
+        commit([self.stage_spend(update_id, charge=charge, at_us=at_us)])
 
-    def stage_spend(self, update_id: UpdateId, residual: NDArray[np.float32] | None = None) -> Staged:
+    def stage_spend(
+        self,
+        update_id: UpdateId,
+        residual: NDArray[np.float32] | None = None,
+        *,
+        charge: Charge | None = None,
+        at_us: int = 0,
+    ) -> Staged:
         """Write what `spend` spends; it counts after `commit`.
 
         Args:
             update_id: the unspent update.
             residual: what is held back of it, float32 (d,), contiguous, not written to afterwards. It is synced first
                 and counts from the moment at which the spent mark does, which names it; so it costs a second fsync.
+            charge: what sending it costs; None if no noise is in it.
+            at_us: wall clock (microseconds since 1970).
 
         Raises:
             LocalProtocolError, StateError: as `spend`.
@@ -217,25 +237,52 @@ class ClientState:
         if update is None or update.update_id != update_id or self.is_spent(update_id):
             raise LocalProtocolError(f"update {update_id} is not the unspent one")
         self._check_idle()
-        counter = self._counter + 1
-        mark = SpentMark(
-            update=update_id, counter=counter, version=update.meta.task.version, attempt=update.meta.task.attempt
-        )
-        frame, end = encode_frame(self._ledger_end, [mark])
+        counter, task = self._counter + 1, update.meta.task
         ahead = () if residual is None else (self._stage_residual(update_id, counter, residual),)
-        self._storage.append(_LEDGER, [frame])
+        write = self._append(SpentMark(update_id, counter, task.version, task.attempt, at_us, charge))
 
         def take_effect() -> None:
-            self._ledger_end, self._newest_spent, self._counter, self._unspent = end, update_id, counter, None
+            write()
+            self._newest_spent, self._unspent = update_id, None
             if residual is not None:
                 self._residuals.settle()
                 self._residual = residual
 
         return self._stage((*ahead, _LEDGER), take_effect)
 
+    def stage_failure(self, task: TaskId, charge: Charge, at_us: int) -> Staged:
+        """Write that the run for `task` failed, which is charged like an update; it counts after `commit`.
+
+        Raises:
+            StateError: the disk refused; then nothing may be said of the failure.
+        """
+        self._check_idle()
+        write = self._append(FailedRun(self._counter + 1, task.version, task.attempt, at_us, charge))
+        return self._stage((_LEDGER,), write)
+
+    def condemn(self, counter: int) -> NoReturn:
+        """Refuse this directory, which knows of no `counter` that its client has signed; raises StateError for ever."""
+        self._storage.replace(_OUTDATED, json.dumps({"counter": counter}).encode())
+        raise self._outdated(counter)
+
     def close(self) -> None:
         """Let go of the directory. Idempotent."""
         self._storage.close()
+
+    def _outdated(self, counter: int) -> StateError:
+        text = f"restored from a backup, or new although its client is not: it has signed counter {counter} elsewhere"
+        return StateError(f"{self._storage.location}: {text}; {_LOST}")
+
+    def _append(self, record: LedgerRecord) -> Callable[[], None]:
+        """Write a record behind the ledger; returns what to do once it is synced."""
+        frame, end = encode_frame(self._ledger_end, [record])
+        self._storage.append(_LEDGER, [frame])
+
+        def take_effect() -> None:
+            self._ledger_end, self._counter = end, record.counter
+            self._charges += charges_of([record])
+
+        return take_effect
 
     def _stage_progress(self, counter: int, task: TaskId | None) -> Staged:
         file = self._write_slot(self._progress, counter, task, _NO_PAYLOAD, {})
@@ -312,16 +359,19 @@ class ClientState:
         self._storage.sync(_LEDGER)
         self._adopt(slots, records)
 
-    def _adopt(self, slots: list[Slot], records: list[SpentMark]) -> None:
+    def _adopt(self, slots: list[Slot], records: list[LedgerRecord]) -> None:
+        marks = [record for record in records if isinstance(record, SpentMark)]
         tasks = [TaskId(*slot.header["task"]) for slot in slots if slot.header["task"] is not None]
-        tasks += [TaskId(record.version, record.attempt) for record in records]
+        # The task of a run that failed is not among them: whoever starts a worker again has mended something.
+        tasks += [TaskId(mark.version, mark.attempt) for mark in marks]
         self._last_task = max(tasks, default=None)
         counters = [slot.header["counter"] for slot in slots] + [record.counter for record in records]
         self._counter = max(counters, default=0)
-        self._newest_spent = max((record.update for record in records), default=0)
+        self._charges = charges_of(records)
+        self._newest_spent = max((mark.update for mark in marks), default=0)
         updates = [decode_update(slot.header, slot.payload) for slot in slots if slot.payload]
         self._unspent = next((update for update in updates if not self.is_spent(update.update_id)), None)
-        self._adopt_residual({record.counter for record in records})
+        self._adopt_residual({mark.counter for mark in marks})
 
     def _adopt_residual(self, marks: set[int]) -> None:
         # One that was written for a spent mark which never came belongs to an update that has not left.
@@ -342,16 +392,6 @@ def commit(staged: Iterable[Staged]) -> None:
     """
     for operation in staged:
         operation.state._commit(operation)
-
-
-def spend_all(spending: Iterable[tuple[ClientState, UpdateId]]) -> None:
-    """Spend updates of several clients: all are written, then all are synced.
-
-    Raises:
-        LocalProtocolError: one of them is not its client's unspent update.
-        StateError: a disk refused; then no words of any of them may leave.
-    """
-    commit([state.stage_spend(update_id) for state, update_id in spending])
 
 
 def _position(end: LedgerEnd) -> int:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shared.errors import LocalProtocolError, StateError
 from shared.identity import ClientId
 from worker.ledger import LedgerEnd, SpentMark, encode_frame, read_ledger
-from worker.state import ClientState, commit, spend_all
+from worker.state import ClientState, commit
 from worker.storage import DirectoryStorage, MemoryStorage, Storage
 from worker.stored_update import TaskId, UpdateId, UpdateMeta
 
@@ -168,7 +168,7 @@ def test_several_clients_are_written_first_and_synced_after() -> None:
         disk.on_boundary = lambda word, disk=disk: seen.append(f"{word} {disk.location}")
 
     commit([state.stage_update(values(), meta()) for state in states])
-    spend_all([(state, UpdateId(1)) for state in states])
+    commit([state.stage_spend(UpdateId(1)) for state in states])
 
     assert [word.rsplit(" ", 1)[1] for word in seen if "before sync" in word] == ["0", "1", "2"] * 2
     for file in ("update.0", "ledger.log"):
