@@ -27,10 +27,11 @@ class OfferArrived:
 
 @dataclass(frozen=True, slots=True)
 class StatusArrived:
-    """A verified sign of life."""
+    """A verified sign of life; `frame` is how it came."""
 
     client: str
     status: Status
+    frame: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,9 @@ class RateLowered:
 
 @dataclass(frozen=True, slots=True)
 class RunStopped:
-    """The operator wants the run to end, and no round is under way any more."""
+    """The run is to end before its last round, and none is under way any more; `reason` says why."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -277,7 +277,7 @@ class CoordinatorService:
             case Offer() as offer if queue == self._names.offers:
                 return OfferArrived(opened.sender, offer, opened.digest, opened.frame, one.receipt)
             case Status() as status if queue == self._names.offers:
-                return StatusArrived(opened.sender, status)
+                return StatusArrived(opened.sender, status, opened.frame)
             case Control() as control if queue == self._names.offers:
                 return ControlArrived(control, self._clock_us(), one.receipt)
             case GroupJob() as job if queue == self._names.groups:

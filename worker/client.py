@@ -6,13 +6,14 @@
     idle       a newer task (log or queue)     training   training starts
     idle       unspent update for this head    offering   counter raised, then offered again
     training   finished                        saving     update to the disk
-    training   failed, or not a usable update  failed     told the coordinator
+    training   failed, or not a usable update  charging   its charge to the disk (without privacy failed, at once)
+    charging   charged                         failed     told the coordinator
     training   the version passed              idle       run given up
     saving     saved                           offered    offer
     offering   counter raised                  offered    offer
     offered    5 minutes                       offered    the same offer leaves again
     offered    roster                          sharing    the rest of the group's talk is `worker.member`'s
-    sharing    words made                      spending   spent mark to the disk (in a group of one, at once)
+    sharing    words made                      spending   spent mark and charge to the disk (in a group of one, at once)
     spending   spent                           in_group   words leave
     offered    void draw                       idle       the update is offered again (see idle)
     sharing    void draw                       idle       the same
@@ -22,6 +23,7 @@
     **         drain                           **         the group needs us: leave after it
     else       drain                           drained    an unspent update stays on the disk
     any        drain at once                   drained    -
+    idle       a run would pass the budget     exhausted  told the coordinator; stays until the process ends
     any        plan mismatch                   mismatch   told the coordinator; stays until the process ends
 
 (* saving, offering, offered, sharing, spending; ** offered, sharing, spending, in_group until its shares have left)
@@ -44,10 +46,13 @@ from shared.errors import WorkloadError
 from shared.modellog.chain import ChainState
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
+from shared.privacy.charges import Charge
 from shared.wire.messages import Offer, RunState
 from shared.wire.topology import Names
+from worker.budget import Spending, terms_of
 from worker.dealing import Entropy
 from worker.events import (
+    ChargeRun,
     CounterRaised,
     Drain,
     DropUpdate,
@@ -56,6 +61,7 @@ from worker.events import (
     GroupMessageArrived,
     Mismatch,
     RaiseCounter,
+    RunCharged,
     SaveUpdate,
     SpendUpdate,
     StopTraining,
@@ -78,7 +84,7 @@ from worker.stored_update import StoredUpdate, TaskId, UpdateMeta
 OFFER_REPEAT_S = 300.0
 NONCE_BYTES = 16
 
-_STANDING = (Phase.WAITING, Phase.MISMATCH, Phase.OBJECTING, Phase.DRAINED)
+_STANDING = (Phase.WAITING, Phase.MISMATCH, Phase.OBJECTING, Phase.EXHAUSTED, Phase.DRAINED)
 """Phases in which the log moves nothing."""
 
 
@@ -94,6 +100,7 @@ class ClientMachine:
         *,
         entropy: Entropy,
         sequence: Callable[[], int],
+        spending: Spending,
         counter: int,
         last_task: TaskId | None,
         unspent: StoredUpdate | None,
@@ -107,6 +114,7 @@ class ClientMachine:
             member: its part in groups.
             entropy: fresh random bytes of a cryptographic generator.
             sequence: numbers that rise with every call, also over restarts.
+            spending: what this client has spent so far, and its budget.
             counter, last_task, unspent, residual: what the state directory holds.
         """
         self._seat = seat
@@ -115,6 +123,7 @@ class ClientMachine:
         self._member = member
         self._entropy = entropy
         self._signs = SignsOfLife(log, seat.worker, sequence)
+        self._spending = spending
         self._counter = counter
         self._last_task = last_task
         self._unspent = unspent
@@ -165,6 +174,10 @@ class ClientMachine:
             case UpdateSpent(counter):
                 self._counter = counter
                 yield from self._on_spent(now)
+            case RunCharged(counter):
+                self._counter = counter
+                self._spending.add(self._cost())
+                yield from self._say_failed()
             case Mismatch(reason, by_policy) if self.phase is not Phase.DRAINED:
                 self.phase, self._reason = Phase.OBJECTING if by_policy else Phase.MISMATCH, reason
             case Drain(at_once):
@@ -203,15 +216,21 @@ class ClientMachine:
             return
         if self.phase is not Phase.IDLE or chain.draw is not None:
             return
+        yield from self._take_up(chain, plan)
+
+    def _take_up(self, chain: ChainState, plan: Plan) -> Iterator[WorkerEffect]:
+        """Idle: offer the update that is there, or train, if there is a task and it can be afforded."""
         present = TaskId(chain.version, chain.attempt)
         if self._unspent is not None:
-            if self._unspent.meta.trained_head == chain.version_head:
+            if self._unspent.meta.trained_head == chain.version_head and self._can_afford(plan):
                 self.phase = Phase.OFFERING
                 yield RaiseCounter()
-        elif chain.run is not RunState.PAUSED and self._may_train(present, plan):
+        elif chain.run is not RunState.PAUSED and self._may_train(present, plan) and self._can_afford(plan):
             self.phase, self._last_task = Phase.TRAINING, present
             restricted = plan.codec.selection == "restricted"
             yield Train(present, self._log.weights, self._log.coordinates if restricted else None)
+        if self.phase is Phase.EXHAUSTED:
+            yield note("budget_exhausted", "warning", client=self._seat.client, reason=self._reason)
 
     def _is_awaited(self) -> bool:
         """Whether a group may be forming that we are in, or one cannot end without us."""
@@ -245,6 +264,17 @@ class ClientMachine:
             return False
         return plan.round.cohort_size is None or self._tasked == present
 
+    def _can_afford(self, plan: Plan) -> bool:
+        objection = self._spending.objection_to(terms_of(plan))
+        if objection:
+            self.phase, self._reason = Phase.EXHAUSTED, objection
+        return not objection
+
+    def _cost(self) -> Charge | None:
+        """What a run, and the update that comes of it, costs."""
+        assert self._log.plan is not None
+        return terms_of(self._log.plan).charge
+
     def _on_trained(self, event: TrainingFinished | TrainingFailed) -> Iterator[WorkerEffect]:
         assert self._log.chain is not None
         if isinstance(event, TrainingFailed):
@@ -269,8 +299,18 @@ class ClientMachine:
         yield SaveUpdate(event.values, meta)
 
     def _fail(self, reason: str) -> Iterator[WorkerEffect]:
-        self.phase, self._reason = Phase.FAILED, reason
-        yield note("training_failed", "error", client=self._seat.client, reason=reason)
+        """A failure says something about the data, so it is charged before it is told."""
+        assert self._last_task is not None
+        self.phase, self._reason, charge = Phase.CHARGING, reason, self._cost()
+        if charge is None:
+            yield from self._say_failed()
+        else:
+            yield ChargeRun(self._last_task, charge)
+
+    def _say_failed(self) -> Iterator[WorkerEffect]:
+        if self.phase is Phase.CHARGING:
+            self.phase = Phase.FAILED
+        yield note("training_failed", "error", client=self._seat.client, reason=self._reason)
 
     # ── offer and group ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,7 +346,9 @@ class ClientMachine:
             for effect in effects:
                 if isinstance(effect, SpendUpdate):
                     self._feedback.next = effect.residual
-                yield effect
+                    yield replace(effect, charge=self._cost())
+                else:
+                    yield effect
         except WorkloadError as error:
             self._unspent, self._offer = None, None
             yield DropUpdate()
@@ -318,6 +360,7 @@ class ClientMachine:
             self.phase = Phase.SPENDING
 
     def _on_spent(self, now: float) -> Iterator[WorkerEffect]:
+        self._spending.add(self._cost())
         if self.phase is not Phase.SPENDING:
             return
         self.phase, self._unspent, self._offer = Phase.IN_GROUP, None, None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shared.effects import Effect, Receipt
+from shared.privacy.charges import Charge
 from shared.wire.group_messages import GroupMessage
 from shared.wire.messages import Task
 from worker.stored_update import TaskId, UpdateId, UpdateMeta
@@ -72,6 +73,13 @@ class UpdateSpent:
 
 
 @dataclass(frozen=True, slots=True)
+class RunCharged:
+    """The charge of a failed run is on the disk, which raised the counter: the failure may be told."""
+
+    counter: int
+
+
+@dataclass(frozen=True, slots=True)
 class Mismatch:
     """The plan in the log is not one that this worker can serve, or will (`by_policy`); the reason is one line."""
 
@@ -100,6 +108,7 @@ Event = (
     | CounterRaised
     | GroupMessageArrived
     | UpdateSpent
+    | RunCharged
     | Mismatch
     | Drain
     | Tick
@@ -145,14 +154,23 @@ class RaiseCounter:
 
 @dataclass(frozen=True, slots=True)
 class SpendUpdate:
-    """Put the spent mark on the disk, then say `UpdateSpent`.
+    """Put the spent mark and what it costs on the disk, then say `UpdateSpent`.
 
-    `residual`: what is held back of this update and those before, float32 (d,); it replaces the one on the disk in the
-    same moment. None leaves that as it is.
+    `charge`: None if there is no noise in what leaves. `residual`: what is held back of this update and those before,
+    float32 (d,); it replaces the one on the disk in the same moment. None leaves that as it is.
     """
 
     update_id: UpdateId
     residual: np.ndarray | None = None
+    charge: Charge | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeRun:
+    """Put on the disk that the run for this task failed, and what it costs, then say `RunCharged`."""
+
+    task: TaskId
+    charge: Charge
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,4 +180,6 @@ class DropUpdate:
     residual: np.ndarray | None = None
 
 
-WorkerEffect = Effect | FollowLog | Train | StopTraining | SaveUpdate | RaiseCounter | SpendUpdate | DropUpdate
+WorkerEffect = (
+    Effect | FollowLog | Train | StopTraining | SaveUpdate | RaiseCounter | SpendUpdate | ChargeRun | DropUpdate
+)

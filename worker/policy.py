@@ -7,7 +7,7 @@ the policy gets nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,18 @@ from shared.directory import Directory
 from shared.errors import RefusalReason, RemoteProtocolError
 from shared.identity import Name
 from shared.plan import Plan
+from shared.privacy.charges import Charge, RecordCharge
+
+
+class PrivacyBudget(BaseModel):
+    """The most that a client spends, in the plan's unit of privacy, over all runs that its ledger holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epsilon: Annotated[
+        float | None, Field(gt=0, description="Largest epsilon; empty: what the plan says that its rounds cost.")
+    ] = None
+    delta: Annotated[float | None, Field(gt=0, lt=1, description="Delta of that epsilon; empty: the plan's.")] = None
 
 
 class Policy(BaseModel):
@@ -30,6 +42,13 @@ class Policy(BaseModel):
     allow_groups_of_one: Annotated[
         bool, Field(description="Whether the coordinator may see our single updates (group_size = 1).")
     ] = False
+    require_privacy: Annotated[
+        Literal["record", "client"] | None,
+        Field(description="Weakest level of privacy of a plan that we serve: record, or client, which is stronger."),
+    ] = None
+    privacy_budget: Annotated[
+        PrivacyBudget, Field(description="Where each client stops; for each client the same.")
+    ] = PrivacyBudget()
     directory_number: Annotated[int, Field(ge=0, description="Oldest directory that we accept.")] = 0
     known_clients: Annotated[
         dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]],
@@ -49,6 +68,15 @@ class Policy(BaseModel):
         if plan.group_size < self.min_summed:
             return f"group_size={plan.group_size} is below policy.min_summed={self.min_summed}"
         return ""
+
+    def objection_to_charge(self, charge: Charge | None) -> str:
+        """Why this worker does not serve a plan of which each run costs this; empty if it does."""
+        needed, level = self.require_privacy, "off"
+        if charge is not None:
+            level = "record" if isinstance(charge, RecordCharge) else "client"
+        if needed is None or level == needed or (needed, level) == ("record", "client"):
+            return ""
+        return f"the plan's level of privacy is {level!r}, weaker than policy.require_privacy={needed!r}"
 
     def summed_floor(self, members: int) -> int:
         """Fewest updates in the sum of a group of `members`."""

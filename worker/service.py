@@ -26,11 +26,13 @@ from shared.telemetry import Telemetry
 from shared.transport.port import Confirmed, Delivered, Delivery, Transport, TransportEvent
 from shared.wire.framing import Opener, seal
 from shared.wire.group_messages import Agreement, GroupMessage
-from shared.wire.messages import Message, Offer, Task
+from shared.wire.messages import Message, Offer, Reminder, Task
 from shared.wire.topology import Names, client_queue, log_queue, talk_queue
 from shared.workloads.port import Workload
+from worker.budget import Spending, terms_of
 from worker.client import ClientMachine
 from worker.events import (
+    ChargeRun,
     CounterRaised,
     Drain,
     DropUpdate,
@@ -40,6 +42,7 @@ from worker.events import (
     LogMoved,
     Mismatch,
     RaiseCounter,
+    RunCharged,
     SaveUpdate,
     SpendUpdate,
     StopTraining,
@@ -52,8 +55,9 @@ from worker.events import (
 )
 from worker.member import GroupMember
 from worker.policy import Policy
+from worker.reminder import heed
 from worker.seat import Seat
-from worker.signs_of_life import Phase
+from worker.signs_of_life import Phase, RisingNumbers
 from worker.state import ClientState, Staged, commit
 from worker.stored_update import UpdateId
 from worker.trainer import Trained
@@ -125,7 +129,7 @@ class WorkerService:
             transport: where messages go; its events are given to `step`.
             prepare: makes the training once the plan is known.
             rounding: randomness of stochastic rounding.
-            clock_us: wall clock in microseconds, for status sequence numbers.
+            clock_us: wall clock in microseconds since 1970, for status sequence numbers and the ledger.
             telemetry: takes the machines' notes.
             keep_directory: makes a newer directory of the log durable, before anything that follows it leaves.
             encode: makes the words of an update.
@@ -146,7 +150,8 @@ class WorkerService:
         self._outgoing = Outgoing(transport, self._names)
         self._identity = identity
         self._following = False
-        self._sequence = _Sequence(clock_us)
+        self._clock_us = clock_us
+        self._sequence = RisingNumbers(clock_us)
         self._clients = {client: self._make_client(client, state, rounding) for client, state in sorted(states.items())}
 
     def _make_client(self, client: str, state: ClientState, rounding: UniformSource) -> _Client:
@@ -175,6 +180,7 @@ class WorkerService:
             member,
             entropy=secrets.token_bytes,
             sequence=self._sequence,
+            spending=Spending(state.charges, self._identity.policy.privacy_budget),
             counter=state.counter,
             last_task=state.last_task,
             unspent=state.unspent(),
@@ -264,6 +270,8 @@ class WorkerService:
                 case GroupMessage(client=client) as message if client in self._clients:
                     events.append((client, GroupMessageArrived(message)))
                     effects.append(Settle(one.receipt))
+                case Reminder(client=client) as reminder if delivery.queue == self._names.client(client):
+                    effects += (*heed(reminder, self._opener, self._clients[client].state), Settle(one.receipt))
                 case _:
                     effects += unexpected(one, f"in {delivery.queue}")
         return events
@@ -306,7 +314,9 @@ class WorkerService:
             return Mismatch(
                 f"the log has directory number {theirs}, we have another (number {ours}); renew the coordinator's"
             )
-        objection = self._identity.policy.objection_to(plan, self._members.directory)
+        policy = self._identity.policy
+        objection = policy.objection_to(plan, self._members.directory)
+        objection = objection or policy.objection_to_charge(terms_of(plan).charge)
         if objection:
             return Mismatch(objection, by_policy=True)
         try:
@@ -343,8 +353,11 @@ class WorkerService:
                 return state.stage_update(values, meta), UpdateSaved(UpdateId(state.counter + 1))
             case RaiseCounter():
                 return state.stage_counter(), CounterRaised(state.counter + 1)
-            case SpendUpdate(update_id, residual):
-                return state.stage_spend(update_id, residual), UpdateSpent(state.counter + 1)
+            case SpendUpdate(update_id, residual, charge):
+                staged = state.stage_spend(update_id, residual, charge=charge, at_us=self._clock_us())
+                return staged, UpdateSpent(state.counter + 1)
+            case ChargeRun(task, charge):
+                return state.stage_failure(task, charge, self._clock_us()), RunCharged(state.counter + 1)
             case DropUpdate(residual) if residual is not None:
                 state.fold_update(residual)
             case DropUpdate():
@@ -371,18 +384,6 @@ class WorkerService:
             if isinstance(effect, Note):
                 self.telemetry.note(effect)
         self._outgoing.carry_out(effect for effect in effects if not isinstance(effect, Note))
-
-
-class _Sequence:
-    """Numbers that rise with every call and over restarts, as long as the wall clock does not go back."""
-
-    def __init__(self, clock_us: Callable[[], int]) -> None:
-        self._clock_us = clock_us
-        self._last = 0
-
-    def __call__(self) -> int:
-        self._last = max(self._last + 1, self._clock_us())
-        return self._last
 
 
 def check_layout(workload: Workload, plan: Plan) -> None:

@@ -33,9 +33,11 @@ class Phase(StrEnum):
     SHARING = "sharing"
     SPENDING = "spending"
     IN_GROUP = "in_group"
+    CHARGING = "charging"
     FAILED = "failed"
     MISMATCH = "mismatch"
     OBJECTING = "objecting"
+    EXHAUSTED = "exhausted"
     DRAINED = "drained"
 
 
@@ -47,13 +49,16 @@ _STATUS_OF = {
     Phase.SHARING: ClientState.IN_GROUP,
     Phase.SPENDING: ClientState.IN_GROUP,
     Phase.IN_GROUP: ClientState.IN_GROUP,
+    Phase.CHARGING: ClientState.TRAINING,
     Phase.FAILED: ClientState.TRAINING_FAILED,
     Phase.MISMATCH: ClientState.PLAN_MISMATCH,
     Phase.OBJECTING: ClientState.POLICY,
+    Phase.EXHAUSTED: ClientState.BUDGET_EXHAUSTED,
     Phase.DRAINED: ClientState.DRAINING,
 }
 
-_URGENT = (Phase.FAILED, Phase.MISMATCH, Phase.OBJECTING, Phase.DRAINED)
+_REASONED = (Phase.FAILED, Phase.MISMATCH, Phase.OBJECTING, Phase.EXHAUSTED)
+_URGENT = (*_REASONED, Phase.DRAINED)
 
 
 class SignsOfLife:
@@ -101,5 +106,17 @@ class SignsOfLife:
             version=chain.version if chain else 0,
             worker=self._worker,
             log_position="following" if chain else "absent",
-            reason=reason[:REASON_MAX] if phase in (Phase.FAILED, Phase.MISMATCH, Phase.OBJECTING) else "",
+            reason=reason[:REASON_MAX] if phase in _REASONED else "",
         )
+
+
+class RisingNumbers:
+    """Numbers that rise with every call and over restarts, as long as the wall clock does not go back."""
+
+    def __init__(self, clock_us: Callable[[], int]) -> None:
+        self._clock_us = clock_us
+        self._last = 0
+
+    def __call__(self) -> int:
+        self._last = max(self._last + 1, self._clock_us())
+        return self._last

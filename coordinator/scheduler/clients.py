@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from shared.wire.messages import CLOSED_STATES, ClientState, Status
+from shared.wire.messages import CLOSED_STATES, REMINDER_BYTES_MAX, ClientState, Status
 
 SILENT_INTERVALS = 3
 """A client is lost after this many status intervals without a sign of life."""
@@ -17,7 +17,10 @@ BACK_OFF_MAX = 64
 
 @dataclass(slots=True)
 class ClientRecord:
-    """What the coordinator knows of one client. `phase` is where it was when it was last heard of."""
+    """What the coordinator knows of one client. `phase` is where it was when it was last heard of.
+
+    `newest` is the frame with the highest counter that it has signed, `counter` that counter.
+    """
 
     heard_at: float = 0.0
     live: bool = False
@@ -27,6 +30,9 @@ class ClientRecord:
     reason: str = ""
     strikes: int = 0
     backed_off_until: int = 0
+    exhausted: bool = False
+    counter: int = -1
+    newest: bytes = b""
 
 
 class Roll:
@@ -41,11 +47,6 @@ class Roll:
         """Clients that take part now."""
         return frozenset(client for client, record in self._records.items() if record.live)
 
-    @property
-    def arrived(self) -> int:
-        """How many clients have been heard of in this session, whether they take part or not."""
-        return len(self._records)
-
     def status(self, client: str, status: Status, now: float) -> bool | None:
         """Note a status. Returns whether the client just became live, or None for a replay (nothing changes)."""
         record = self._records.setdefault(client, ClientRecord())
@@ -55,9 +56,44 @@ class Roll:
         record.sequence = status.sequence
         record.heard_at = now
         record.live = status.state not in CLOSED_STATES
+        record.exhausted = status.state is ClientState.BUDGET_EXHAUSTED
         if status.state is ClientState.TRAINING:
             record.version, record.phase = status.version, "training"
         return record.live and not was_live
+
+    @property
+    def heard_of(self) -> frozenset[str]:
+        """Clients that have been heard of in this session, whether they take part or not."""
+        return frozenset(self._records)
+
+    @property
+    def exhausted(self) -> frozenset[str]:
+        """Clients that have said last that their privacy budget is spent: they will not come back."""
+        return frozenset(client for client, record in self._records.items() if record.exhausted)
+
+    def spent_up(self, enrolled: Collection[str], needed: int, *, late: bool) -> str:
+        """Why there will be no draw of `needed` clients any more, empty if there may: too few have budget left.
+
+        Whoever is enrolled may still come; once it is `late`, only who has been heard of is counted on.
+        """
+        exhausted, heard_of = self.exhausted, self.heard_of
+        waits = late and len(heard_of) < needed
+        left = len((heard_of if late else frozenset(enrolled)) - exhausted)
+        if not exhausted or waits or left >= needed:
+            return ""
+        return f"the privacy budget of {len(exhausted)} clients is exhausted, {left} are left and a draw needs {needed}"
+
+    def signed(self, client: str, counter: int, frame: bytes) -> bytes:
+        """Note which counter a client has signed. Returns an earlier frame of its own with a higher one, empty: none.
+
+        Frames that are too long for a reminder are none.
+        """
+        record = self._records.setdefault(client, ClientRecord())
+        if counter < record.counter:
+            return record.newest
+        if len(frame) <= REMINDER_BYTES_MAX:
+            record.counter, record.newest = counter, frame
+        return b""
 
     def is_news(self, client: str, reason: str) -> bool:
         """Note why a client takes no part. Returns whether it has not said so before."""

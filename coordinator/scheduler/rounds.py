@@ -21,11 +21,11 @@ stragglers is over, or at the round's deadline. Below `min_offers` there is no d
     any        run entry: paused                      -          a draw under way goes on; nothing else begins
     any        run entry: running                     -          a round that was paused has its whole time again
     any        run entry: stopping                    -          told when the round under way, if any, is over
+    any        too few clients have budget left       -          told when the run is over
 
 Gathering needs as many live clients as one draw needs, and at first that `min_clients` have been heard of: one that
 cannot train has come too. A session that takes over an old federation waits for them until the deadline only. With a
-`cohort_size` only clients of the cohort are tasked: others are told of the log when
-their turn comes.
+`cohort_size` only clients of the cohort are tasked: others are told of the log when their turn comes.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ from shared.modellog.chain import ChainState
 from shared.modellog.entries import Sealer
 from shared.plan import Plan
 from shared.wire.log_messages import ChangeEntry, DirectoryEntry, DrawEntry, RunEntry, VoidEntry
-from shared.wire.messages import OFFER_BYTES_MAX, RunState, Task
+from shared.wire.messages import OFFER_BYTES_MAX, Reminder, RunState, Task
 from shared.wire.topology import Names
+
+BY_OPERATOR = "stopped by the operator"
 
 VOID_DRAWS_ALARM = 3
 """So many void draws of one version raise an alarm: groups fail, or the coordinator draws until it likes them."""
@@ -92,7 +94,7 @@ class Scheduler:
 
     @property
     def live(self) -> frozenset[str]:
-        """Clients that take part now."""
+        """Who takes part now."""
         return self._roll.live
 
     def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
@@ -129,6 +131,7 @@ class Scheduler:
             yield Settle(event.receipt)
             yield _refused(event.client, reason, "offer")
             return
+        self._roll.signed(event.client, event.offer.counter, event.frame)
         reason, settles = self._pool.add(waiting, held=ahead)
         yield from settles
         if reason is RefusalReason.DUPLICATE:
@@ -150,6 +153,10 @@ class Scheduler:
         if joined is None:
             yield _refused(event.client, RefusalReason.REPLAYED, "status")
             return
+        if newest := self._roll.signed(event.client, status.counter, event.frame):
+            yield note("client_is_behind", "warning", client=event.client, counter=status.counter)
+            reminder = Reminder(client=event.client, frame=newest)
+            yield Publish(self._names.down, self._names.client(event.client), self._seal(reminder))
         chain = self._chain()
         if status.reason and self._roll.is_news(event.client, status.reason):
             yield note(f"client_{status.state}", "warning", client=event.client, reason=status.reason)
@@ -305,9 +312,13 @@ class Scheduler:
         if self._finished(chain):
             return
         if self._stop_at is not None and (self._gathering or chain.version >= self._stop_at):
-            yield Tell(RunStopped())
+            yield Tell(RunStopped(BY_OPERATOR))
             return
         if self._paused:
+            return
+        enrolled, late = self._log.directory.active_clients(), self._gathering and now >= current.deadline
+        if spent_up := self._roll.spent_up(enrolled, self._plan.min_offers, late=late):
+            yield Tell(RunStopped(spent_up))
             return
         if self._gathering:
             yield from self._gather(current, chain, now)
@@ -331,7 +342,7 @@ class Scheduler:
         late = now >= current.deadline
         # A session that takes over finds out by the deadline who is gone for good.
         awaited = 0 if late and chain.version > 0 else self._plan.round.min_clients
-        if len(self._roll.live) >= self._plan.min_offers and self._roll.arrived >= awaited:
+        if len(self._roll.live) >= self._plan.min_offers and len(self._roll.heard_of) >= awaited:
             self._gathering = False
             current.restart(now, self._deadline_s)
             yield from self._choose_cohort(current, chain)

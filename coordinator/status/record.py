@@ -37,8 +37,6 @@ from shared.modellog.reader import LogReader
 from shared.plan import Plan
 from shared.wire.log_messages import ChangeEntry, Entry, SnapshotEntry
 
-BY_OPERATOR = "stopped by the operator"
-
 
 @dataclass(slots=True)
 class RoundRecord:
@@ -80,7 +78,8 @@ class RunRecord:
         self._watches_clients = plan.steering.watch == "clients"
         self._steering = Steering(plan.steering, plan.codec.clipping_norm)
         self._average = WeightAverage(plan.steering.ema)
-        self._stopped = self._over = False
+        self._stopped = ""
+        self._over = False
         self._unheard: dict[str, int] = {}
         self._spending = Spending(plan)
 
@@ -114,8 +113,8 @@ class RunRecord:
                 return tuple(self._on_change(accepted.entry, now))
             case EvaluationFinished():
                 return tuple(self._on_evaluation(event))
-            case RunStopped():
-                self._stopped = True
+            case RunStopped(reason):
+                self._stopped = self._stopped or reason
                 return tuple(self._maybe_stop())
             case _:
                 pass
@@ -167,12 +166,12 @@ class RunRecord:
             yield Tell(RateLowered(verdict.rate_factor))
 
     def _maybe_stop(self) -> Iterator[CoordinatorEffect]:
-        """End for the operator, when nothing is being evaluated any more."""
+        """End before the last round, when nothing is being evaluated any more."""
         if self._finished or self._over:
             return
         assert self._log.chain is not None
-        yield note("stopped_early", version=self._log.chain.version, reason=BY_OPERATOR)
-        yield from self._finish(BY_OPERATOR)
+        yield note("stopped_early", version=self._log.chain.version, reason=self._stopped)
+        yield from self._finish(self._stopped)
 
     def _finish(self, reason: str) -> Iterator[CoordinatorEffect]:
         chain = self._log.chain

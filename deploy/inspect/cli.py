@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 
 from coordinator.settings import CoordinatorSettings
-from deploy.inspect.client import read_client
 from deploy.inspect.dead import look, put_back
 from deploy.inspect.log import LogInspection
 from deploy.inspect.reading import Desk
@@ -27,6 +26,7 @@ from shared.transport.port import Delivery, Sink, Transport, TransportEvent
 from shared.transport.rabbitmq import RabbitMqTransport
 from shared.wire.framing import Opener
 from shared.wire.topology import Names, dead_queue, federation_topology, log_queue
+from worker.memory import read_client
 from worker.settings import WorkerSettings
 
 LOG_PREFETCH = 32

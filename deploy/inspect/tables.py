@@ -8,10 +8,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from deploy.inspect.client import ClientMemory
 from deploy.inspect.dead import DeadLetter
 from deploy.inspect.log import LogRecord
 from shared.transport.port import Depth, Queue
+from worker.memory import ClientMemory
 from worker.stored_update import TaskId
 
 _HASH_CHARS = 12

@@ -38,6 +38,9 @@ OFFER_BYTES_MAX = 1 << 10
 PLAN_BYTES_MAX = 256 << 10
 """Upper bound of an encoded plan: every snapshot carries it inside its frame."""
 
+REMINDER_BYTES_MAX = 4 << 10
+"""Upper bound of the frame in a reminder: an offer or a status."""
+
 DIRECTORY_PIECES_MAX = 32
 """A signed directory has at most this many pieces."""
 
@@ -68,6 +71,7 @@ class Kind(IntEnum):
     UNMASK = 21
     SUM = 22
     GIVEN_UP = 23
+    REMINDER = 24
     PIECE = 32
     MARK = 33
     TERM = 34
@@ -100,7 +104,7 @@ class Message(BaseModel):
 
 
 class ClientState(StrEnum):
-    """What a client is doing; the last five are closed: it takes no task until it says otherwise."""
+    """What a client is doing; the last six are closed: it takes no task until it says otherwise."""
 
     IDLE = "idle"
     TRAINING = "training"
@@ -110,6 +114,7 @@ class ClientState(StrEnum):
     TRAINING_FAILED = "training_failed"
     PLAN_MISMATCH = "plan_mismatch"
     POLICY = "policy"
+    BUDGET_EXHAUSTED = "budget_exhausted"
     DRAINING = "draining"
 
 
@@ -119,6 +124,7 @@ CLOSED_STATES = frozenset(
         ClientState.TRAINING_FAILED,
         ClientState.PLAN_MISMATCH,
         ClientState.POLICY,
+        ClientState.BUDGET_EXHAUSTED,
         ClientState.DRAINING,
     }
 )
@@ -179,6 +185,15 @@ class Task(Message):
     attempt: Counter
     head: Hash
     snapshot_offset: Counter
+
+
+class Reminder(Message):
+    """The newest offer or status of a client, which says that it is further back: `frame` as the client signed it."""
+
+    kind: ClassVar[Kind] = Kind.REMINDER
+
+    client: Name
+    frame: Annotated[bytes, Field(max_length=REMINDER_BYTES_MAX)]
 
 
 class RunState(StrEnum):

@@ -26,7 +26,7 @@ from shared.wire.log_messages import (
     TermEntry,
     VoidEntry,
 )
-from shared.wire.messages import Control, Kind, Message, Offer, Status, Task
+from shared.wire.messages import Control, Kind, Message, Offer, Reminder, Status, Task
 
 MESSAGE_TYPES: dict[Kind, type[Message]] = {
     t.kind: t
@@ -38,6 +38,7 @@ MESSAGE_TYPES: dict[Kind, type[Message]] = {
         Agreement,
         Reveal,
         Task,
+        Reminder,
         Roster,
         Participants,
         Arrived,

@@ -114,7 +114,8 @@ class Desk:
 
     def status(self, client: str, state: ClientState = ClientState.IDLE, **fields: Any) -> StatusArrived:
         """A newer status than all before."""
-        return StatusArrived(client, make_status(state, next(self._sequence), **fields))
+        status = make_status(state, next(self._sequence), **fields)
+        return StatusArrived(client, status, self.federation.seal_as(client, status))
 
 
 class Bus:

@@ -17,7 +17,6 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from deploy.inspect.cli import app
-from deploy.inspect.client import read_client
 from deploy.inspect.dead import look, put_back
 from deploy.inspect.log import LogInspection, LogRecord
 from deploy.inspect.reading import Desk
@@ -43,6 +42,7 @@ from tests.builders import (
     tiny_plan,
 )
 from tests.contracts.bench import Recorder
+from worker.memory import read_client
 from worker.state import ClientState
 from worker.storage import DirectoryStorage
 from worker.stored_update import TaskId, UpdateMeta

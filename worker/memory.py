@@ -15,7 +15,7 @@ import numpy as np
 
 from shared.errors import StateError
 from shared.identity import ClientId
-from worker.ledger import LedgerEnd, SpentMark, read_ledger
+from worker.ledger import LedgerEnd, LedgerRecord, SpentMark, read_ledger
 from worker.state import ClientState
 from worker.storage import MemoryStorage
 from worker.stored_update import StoredUpdate, TaskId
@@ -28,14 +28,19 @@ _FILES = (_IDENTITY, "update.0", "update.1", "progress.0", "progress.1", "residu
 
 @dataclass(frozen=True, slots=True)
 class ClientMemory:
-    """A client's state at one moment. `spent` holds all marks, oldest first."""
+    """A client's state at one moment. `records` is the whole ledger, oldest first."""
 
     client: str
     federation: UUID
     counter: int
     last_task: TaskId | None
     unspent: StoredUpdate | None
-    spent: tuple[SpentMark, ...]
+    records: tuple[LedgerRecord, ...]
+
+    @property
+    def spent(self) -> tuple[SpentMark, ...]:
+        """All updates that have left."""
+        return tuple(record for record in self.records if isinstance(record, SpentMark))
 
     @property
     def unspent_norm(self) -> float | None:
@@ -57,8 +62,8 @@ def read_client(path: Path) -> ClientMemory:
     for name, content in files.items():
         storage.replace(name, content)
     state = ClientState(storage, client=client, federation=federation)
-    marks, _ = read_ledger(files[_LEDGER], LedgerEnd())
-    return ClientMemory(client, federation, state.counter, state.last_task, state.unspent(), tuple(marks))
+    records, _ = read_ledger(files[_LEDGER], LedgerEnd())
+    return ClientMemory(client, federation, state.counter, state.last_task, state.unspent(), tuple(records))
 
 
 def _copy(path: Path) -> dict[str, bytes]:
