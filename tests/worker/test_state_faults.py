@@ -20,12 +20,15 @@ from hypothesis import strategies as st
 
 from shared.errors import StateError
 from shared.identity import ClientId
+from shared.privacy.accountant import epsilon_of
+from shared.privacy.charges import RecordCharge
 from worker.state import ClientState, commit
 from worker.storage import MemoryStorage
 from worker.stored_update import TaskId, UpdateId, UpdateMeta
 
 NO_TASK = TaskId(-1, 0)
-OPERATIONS = ("save", "spend", "keep", "drop", "fold", "counter", "task", "reopen")
+CHARGE = RecordCharge(noise_multiplier=2.0, sampling_rate=1.0, steps=1)
+OPERATIONS = ("save", "spend", "keep", "fail", "drop", "fold", "counter", "task", "reopen")
 SCRIPT = (
     "save",
     "spend",
@@ -36,6 +39,7 @@ SCRIPT = (
     "save",
     "save",
     "drop",
+    "fail",
     "save",
     "reopen",
     "spend",
@@ -65,6 +69,8 @@ class Witness:
     newest: int = 0
     dropped: bool = True
     spent: set[int] = field(default_factory=set)
+    charges: int = 0
+    epsilon: float = 0.0
     in_flight: str = ""
     owed: float = 0.0
     owed_then: float = 0.0
@@ -87,12 +93,22 @@ class Witness:
             assert replaced or spent or folded, "an unspent update is lost"
             self.dropped = folded
         self.check_residual(state)
+        self.check_charges(state)
         if unspent is not None:
             assert unspent.values.tobytes() == content(shown).tobytes(), "an update was changed"
             self.newest, self.dropped = shown, False
         if self.newest and state.is_spent(UpdateId(self.newest)):
             self.spent.add(self.newest)
         self.counter, self.task, self.in_flight = state.counter, state.last_task, ""
+
+    def check_charges(self, state: ClientState) -> None:
+        """Whatever left was charged, and nothing else: what was dropped unspent costs nothing."""
+        found = len(state.charges)
+        charging = self.in_flight in ("spend", "keep", "fail")
+        assert found in (self.charges, self.charges + charging), "a charge was lost, or made for nothing"
+        epsilon = epsilon_of(state.charges, 1e-5)
+        assert epsilon >= self.epsilon, "spent privacy went back"
+        self.charges, self.epsilon = found, epsilon
 
     def check_residual(self, state: ClientState) -> None:
         """What is owed changes in the same moment in which the update leaves or expires, and at no other."""
@@ -127,20 +143,25 @@ def step(state: ClientState, operation: str, witness: Witness) -> None:
         witness.newest = state.save_update(content(state.counter + 1), made).update_id
         witness.dropped = False
     elif operation == "spend" and unspent:
-        state.spend(unspent.update_id)
+        state.spend(unspent.update_id, CHARGE, at_us=1)
         witness.spent.add(unspent.update_id)
+        witness.charges += 1
     elif operation in ("keep", "fold") and unspent:
         # Half of what is kept leaves, all of what is folded stays.
         share = 0.5 if operation == "keep" else 1.0
         witness.owed_then = witness.owed + share * unspent.update_id
         residual = np.full(9, witness.owed_then, dtype=np.float32)
         if operation == "keep":
-            commit([state.stage_spend(unspent.update_id, residual)])
+            commit([state.stage_spend(unspent.update_id, residual, charge=CHARGE, at_us=1)])
             witness.spent.add(unspent.update_id)
+            witness.charges += 1
         else:
             state.fold_update(residual)
             witness.dropped, witness.newest = True, 0
         witness.owed = witness.owed_then
+    elif operation == "fail":
+        commit([state.stage_failure(TaskId(version, 0), CHARGE, at_us=1)])
+        witness.charges += 1
     elif operation == "drop":
         state.drop_update()
         witness.dropped = True
