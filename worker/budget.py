@@ -31,7 +31,7 @@ class Terms:
 
 def terms_of(plan: Plan) -> Terms:
     """The privacy of a plan."""
-    return Terms()
+    return Terms(charge=plan.charge_of_run(), epsilon=plan.privacy.epsilon, delta=plan.privacy.delta)
 
 
 class Spending:
