@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.scheduler.clients import BACK_OFF_MAX, SILENT_INTERVALS, Roll
-from shared.wire.messages import CLOSED_STATES, ClientState
+from shared.wire.messages import CLOSED_STATES, REMINDER_BYTES_MAX, ClientState
 from tests.builders import make_status
 
 INTERVAL_S = 2.0
@@ -92,3 +92,51 @@ def test_a_new_start_does_not_end_a_back_off(roll: Roll) -> None:
 
     assert roll.live == {"a"}
     assert roll.is_backed_off("a", 1)
+
+
+# ── what a client has signed ──
+
+
+def test_who_signs_a_lower_counter_than_before_is_told_the_newest(roll: Roll) -> None:
+    assert roll.signed("a", 4, b"four") == b""
+    assert roll.signed("a", 4, b"four again") == b""
+    assert roll.signed("a", 7, b"seven") == b""
+    assert roll.signed("a", 5, b"five") == b"seven"
+    assert roll.signed("a", 0, b"none") == b"seven"
+    assert roll.signed("b", 1, b"one") == b""
+    assert roll.signed("a", 8, bytes(REMINDER_BYTES_MAX + 1)) == b""
+    assert roll.signed("a", 6, b"six") == b"seven", "a frame that fits no reminder is not kept"
+
+
+# ── spent up ──
+
+ENROLLED = ("a", "b", "c", "d", "e")
+
+
+def say(roll: Roll, clients: str, state: ClientState, sequence: int = 1) -> None:
+    for client in clients:
+        roll.status(client, make_status(state, sequence), 0.0)
+
+
+def test_the_run_is_over_when_all_who_are_enrolled_are_too_few_without_the_exhausted(roll: Roll) -> None:
+    say(roll, "ab", ClientState.BUDGET_EXHAUSTED)
+    assert roll.spent_up(ENROLLED, 3, late=False) == ""
+    say(roll, "c", ClientState.BUDGET_EXHAUSTED)
+    assert "budget of 3 clients is exhausted, 2 are left and a draw needs 3" in roll.spent_up(ENROLLED, 3, late=False)
+    say(roll, "c", ClientState.IDLE, 2)
+    assert roll.spent_up(ENROLLED, 3, late=False) == "", "a larger budget brings a client back"
+
+
+def test_who_was_never_heard_of_is_not_waited_for_for_ever(roll: Roll) -> None:
+    say(roll, "ab", ClientState.BUDGET_EXHAUSTED)
+    say(roll, "cd", ClientState.IDLE)
+    assert roll.spent_up(ENROLLED, 3, late=False) == ""
+    assert roll.spent_up(ENROLLED, 3, late=True) != ""
+
+
+def test_absence_alone_never_ends_a_run(roll: Roll) -> None:
+    say(roll, "ab", ClientState.IDLE)
+    assert roll.spent_up(ENROLLED, 3, late=True) == ""
+    say(roll, "c", ClientState.BUDGET_EXHAUSTED)
+    say(roll, "de", ClientState.DRAINING)
+    assert roll.spent_up(ENROLLED, 3, late=True) == "", "two that left may come back"
