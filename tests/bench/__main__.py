@@ -13,7 +13,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from deploy.brokers import Broker, BrokerKind, choose_broker
-from tests.bench import codec, dp_sgd, masks, robust
+from tests.bench import codec, dp_sgd, ledger, masks, robust
 from tests.bench.measure import HotPath, Row, measure
 from tests.bench.report import missing, table, write_json
 from tests.bench.rounds import round_rows
@@ -24,6 +24,7 @@ HOT_PATHS: dict[str, Callable[[], Iterable[HotPath]]] = {
     "codec": codec.hot_paths,
     "masks": masks.hot_paths,
     "dp_sgd": dp_sgd.hot_paths,
+    "ledger": ledger.hot_paths,
 }
 """A module with hot paths of its own is added here."""
 
