@@ -174,7 +174,7 @@ class ClientMachine:
             case UpdateSpent(counter):
                 self._counter = counter
                 yield from self._on_spent(now)
-            case RunCharged(counter):
+            case RunCharged(counter) if self.phase is Phase.CHARGING:
                 self._counter = counter
                 self._spending.add(self._cost())
                 yield from self._say_failed()
@@ -308,8 +308,7 @@ class ClientMachine:
             yield ChargeRun(self._last_task, charge)
 
     def _say_failed(self) -> Iterator[WorkerEffect]:
-        if self.phase is Phase.CHARGING:
-            self.phase = Phase.FAILED
+        self.phase = Phase.FAILED
         yield note("training_failed", "error", client=self._seat.client, reason=self._reason)
 
     # ── offer and group ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -360,9 +359,9 @@ class ClientMachine:
             self.phase = Phase.SPENDING
 
     def _on_spent(self, now: float) -> Iterator[WorkerEffect]:
-        self._spending.add(self._cost())
         if self.phase is not Phase.SPENDING:
             return
+        self._spending.add(self._cost())
         self.phase, self._unspent, self._offer = Phase.IN_GROUP, None, None
         self._feedback.has_left()
         self._signs.heard(now)

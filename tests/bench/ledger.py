@@ -1,7 +1,7 @@
 """How long does a client with ten thousand spent updates take to open, and its privacy to be added up?
 
-More than a second would be noticed at every start of a worker; the limit is the hash over the same bytes, without which nothing
-would be checked.
+More than a second would be noticed at every start of a worker. The limit is the hash over the same bytes, without which
+nothing would be checked.
 """
 
 from __future__ import annotations
