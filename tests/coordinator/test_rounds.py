@@ -20,6 +20,7 @@ from coordinator.events import (
     GroupGivenUp,
     GroupReplyArrived,
     GroupSummed,
+    RunStopped,
     Tick,
     TookOffice,
 )
@@ -30,7 +31,7 @@ from shared.modellog.chain import GENESIS
 from shared.modellog.reader import weights_digest
 from shared.wire.group_messages import Agreement, GroupJob, Reveal, Shares, Words
 from shared.wire.log_messages import ChangeEntry, DrawEntry, VoidEntry
-from shared.wire.messages import OFFER_BYTES_MAX, ClientState, PublicKeys, Task
+from shared.wire.messages import OFFER_BYTES_MAX, ClientState, PublicKeys, Reminder, Task
 from tests.builders import tiny_plan
 from tests.coordinator.builders import Desk, Settled, notes, only, told
 
@@ -415,7 +416,8 @@ def test_who_closes_takes_its_offer_along() -> None:
     offer = office.desk.offer(office.clients[0])
     office.handle(offer, 1.0)
 
-    effects = office.handle(office.desk.status(office.clients[0], ClientState.DRAINING, reason="stop"), 2.0)
+    status = office.desk.status(office.clients[0], ClientState.DRAINING, reason="stop", counter=offer.offer.counter)
+    effects = office.handle(status, 2.0)
     assert only(Settle, effects) == [Settle(offer.receipt)]
     assert notes(effects) == ["client_draining"]
     assert office.scheduler.live == set(office.clients[1:])
@@ -696,3 +698,42 @@ def test_offers_are_settled_once_and_no_attempt_is_drawn_twice(steps: list[Any],
 
 KEPT: list[object] = []
 """Receipts are told apart by identity, so none may be collected before the comparison."""
+
+
+# ── budgets, and directories that are behind ────────────────────────────────────────────────────────────────────────
+
+
+def test_a_client_that_is_behind_is_sent_its_own_newest_signed_message() -> None:
+    office = Office(clients=3)
+    client = office.clients[0]
+    offer = office.desk.offer(client, counter=5)
+    office.handle(offer, 1.0)
+
+    effects = office.handle(office.desk.status(client, counter=4), 2.0)
+
+    assert notes(effects) == ["client_is_behind"]
+    (reminder,) = [message for message in office.desk.open(effects) if isinstance(message, Reminder)]
+    assert reminder == Reminder(client=client, frame=offer.frame)
+    assert office.handle(office.desk.status(client, counter=6), 3.0) == ()
+
+
+def test_the_run_ends_when_too_few_clients_have_any_budget_left() -> None:
+    office = Office(clients=3, trim=1)
+    exhausted = office.desk.status(office.clients[0], ClientState.BUDGET_EXHAUSTED, reason="spent")
+
+    effects = office.handle(exhausted, 1.0)
+
+    assert notes(effects) == ["client_budget_exhausted"]
+    (stopped,) = [event for event in told(effects) if isinstance(event, RunStopped)]
+    assert stopped.reason == "the privacy budget of 1 clients is exhausted, 2 are left and a draw needs 3"
+
+
+def test_a_draw_under_way_is_finished_before_the_run_ends() -> None:
+    office = Office(clients=3, trim=1)
+    office.draw()
+
+    for client in office.clients:
+        effects = office.handle(office.desk.status(client, ClientState.BUDGET_EXHAUSTED, counter=9), 2.0)
+        assert not [event for event in told(effects) if isinstance(event, RunStopped)]
+
+    assert [event for event in told(office.handle(office.change(), 3.0)) if isinstance(event, RunStopped)]

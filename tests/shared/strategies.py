@@ -71,6 +71,7 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
     ),
     m.Kind.AGREEMENT: st.builds(g.Agreement, transcript=hashes, participants=member_sets, arrived=member_sets),
     m.Kind.REVEAL: st.builds(g.Reveal, transcript=hashes, shares=bodies),
+    m.Kind.REMINDER: st.builds(m.Reminder, client=names, frame=st.binary(max_size=100)),
     m.Kind.TASK: st.builds(
         m.Task, client=names, version=versions, attempt=counters, head=hashes, snapshot_offset=counters
     ),

@@ -41,6 +41,7 @@ VALID: dict[type[m.Message], dict[str, Any]] = {
     g.Words: {"transcript": H, "participants": b"\1", "part": 0, "parts": 1, "body": b""},
     g.Agreement: {"transcript": H, "participants": b"\7", "arrived": b"\3"},
     g.Reveal: {"transcript": H, "shares": b""},
+    m.Reminder: {"client": "c", "frame": b""},
     m.Task: {"client": "c", "version": 0, "attempt": 0, "head": H, "snapshot_offset": 0},
     g.Roster: {"client": "c", "draw": H, "version": 0, "group": GROUP, "groups": 1, "stage": "s"},
     g.Participants: {**TO_MEMBER, "participants": b"\7", "boxes": (b"",), "commitments": (b"",)},
@@ -122,6 +123,7 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
     g.Words: {"transcript": HASH, "participants": PLACES, "part": PART, "parts": PARTS, "body": BODY},
     g.Agreement: {"transcript": HASH, "participants": PLACES, "arrived": PLACES},
     g.Reveal: {"transcript": HASH, "shares": (bytes(m.MEMBERS_MAX * g.SHARE_BYTES + 1), (b"",), None)},
+    m.Reminder: {"client": NAME, "frame": (bytes((4 << 10) + 1), "", None)},
     m.Task: {"client": NAME, "version": VERSION, "attempt": COUNTER, "head": HASH, "snapshot_offset": COUNTER},
     g.Roster: {
         "client": NAME,
@@ -231,6 +233,7 @@ def test_the_decoder_knows_every_type_and_numbers_never_change() -> None:
         21: "Unmask",
         22: "Sum",
         23: "GivenUp",
+        24: "Reminder",
         32: "Piece",
         33: "Mark",
         34: "TermEntry",

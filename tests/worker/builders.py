@@ -30,14 +30,17 @@ from shared.wire.group_messages import (
 from shared.wire.member_sets import encode_members
 from shared.wire.messages import Message, Offer, PublicKeys, Status, Task
 from tests.builders import FEDERATION_ID, LogBook, make_delivery, make_federation, make_offer, tiny_plan
+from worker.budget import Spending
 from worker.client import ClientMachine
 from worker.events import (
+    ChargeRun,
     CounterRaised,
     DropUpdate,
     Event,
     GroupMessageArrived,
     LogMoved,
     RaiseCounter,
+    RunCharged,
     SaveUpdate,
     SpendUpdate,
     TaskArrived,
@@ -60,6 +63,13 @@ E = TypeVar("E")
 CLIENT = "client-0"
 D = 8
 METRICS = {"loss": 1.5}
+AT_US = 1_700_000_000_000_000
+PRIVATE: dict[str, Any] = {
+    "privacy": {"level": "record", "noise_multiplier": 2.0, "epsilon": 1000.0, "delta": 1e-5, "nominal_records": 5.0},
+    "codec": {"selection": "dense", "density": 1.0, "bits": 32, "clipping_norm": 4.0, "adaptive_clipping": False},
+    "metric_bounds": {},
+}
+"""A plan in which every run is charged."""
 
 
 def client_plan(**fields: Any) -> Plan:
@@ -111,6 +121,7 @@ class Client:
             self.member(CLIENT, self._entropy),
             entropy=self._entropy,
             sequence=lambda: next(self._sequence),
+            spending=Spending(self.state.charges, self.policy.privacy_budget),
             counter=self.state.counter,
             last_task=self.state.last_task,
             unspent=self.state.unspent(),
@@ -153,9 +164,12 @@ class Client:
                     event = UpdateSaved(self.state.save_update(values, meta).update_id)
                 case RaiseCounter():
                     event = CounterRaised(self.state.next_counter())
-                case SpendUpdate(update_id, residual):
-                    commit([self.state.stage_spend(update_id, residual)])
+                case SpendUpdate(update_id, residual, charge):
+                    commit([self.state.stage_spend(update_id, residual, charge=charge, at_us=AT_US)])
                     event = UpdateSpent(self.state.counter)
+                case ChargeRun(task, charge):
+                    commit([self.state.stage_failure(task, charge, AT_US)])
+                    event = RunCharged(self.state.counter)
                 case DropUpdate(residual) if residual is not None:
                     self.state.fold_update(residual)
                     continue
@@ -307,6 +321,17 @@ class Client:
         self.do(self.trained(self.to_training(), values=np.full(D, np.nan, np.float32)))
         assert self.phase is Phase.FAILED
 
+    def to_charging(self) -> list[WorkerEffect]:
+        """Only where runs are charged."""
+        effects = self.handle(self.trained(self.to_training(), values=np.full(D, np.nan, np.float32)))
+        assert self.phase is Phase.CHARGING
+        return list(effects)
+
+    def to_exhausted(self) -> None:
+        """Only where runs are charged, and the first one is too much."""
+        self.do(self.task())
+        assert self.phase is Phase.EXHAUSTED
+
     def to_saving(self) -> tuple[WorkerEffect, ...]:
         effects = self.handle(self.trained(self.to_training()))
         assert self.phase is Phase.SAVING
@@ -361,6 +386,8 @@ class Client:
                 return list(self.to_saving())
             case Phase.OFFERING:
                 return self.to_offering()
+            case Phase.CHARGING:
+                return self.to_charging()
             case Phase.SPENDING:
                 return self.to_spending()[0]
             case Phase.SHARING:

@@ -15,10 +15,11 @@ from shared.codec.positions import decode_positions
 from shared.codec.quantize import open_mean, open_slots, read_words
 from shared.effects import Publish, Settle
 from shared.errors import RefusalReason
+from shared.privacy.accountant import epsilon_of
 from shared.rounds import ground_of, transcript_of
 from shared.wire.group_messages import Agreement, Reveal, Roster, Shares
 from shared.wire.messages import ClientState, Offer
-from tests.worker.builders import CLIENT, METRICS, Client, D, client_plan, notes, only, statuses, words_of
+from tests.worker.builders import CLIENT, METRICS, PRIVATE, Client, D, client_plan, notes, only, statuses, words_of
 from worker.client import OFFER_REPEAT_S
 from worker.events import (
     CounterRaised,
@@ -41,17 +42,22 @@ from worker.events import (
     UpdateSpent,
 )
 from worker.member import ANSWERS_MAX
+from worker.policy import Policy, PrivacyBudget
 from worker.signs_of_life import STATUS_DEBOUNCE_S, STATUS_INTERVAL_S, Phase
 from worker.stored_update import TaskId, UpdateId
 
 PHASES = tuple(Phase)
 AFTER_TRAINING = (Phase.SAVING, Phase.OFFERING, Phase.OFFERED, Phase.SHARING, Phase.SPENDING)
-STANDING = (Phase.MISMATCH, Phase.OBJECTING, Phase.DRAINED)
+STANDING = (Phase.MISMATCH, Phase.OBJECTING, Phase.EXHAUSTED, Phase.DRAINED)
+ALONE = Policy(allow_groups_of_one=True, min_members=1, min_summed=1)
 OF_THREE: dict[str, Any] = {"group_size": 3, "max_colluders": 1}
 
 
 def client_for(phase: Phase) -> Client:
-    """A client whose groups have this phase."""
+    """A client whose plan and policy have this phase."""
+    if phase in (Phase.CHARGING, Phase.EXHAUSTED):
+        budget = PrivacyBudget(epsilon=0.01 if phase is Phase.EXHAUSTED else 100.0)
+        return Client(client_plan(**PRIVATE), policy=ALONE.model_copy(update={"privacy_budget": budget}))
     return Client(client_plan(**OF_THREE) if phase is Phase.SHARING else None)
 
 
@@ -840,3 +846,88 @@ def test_what_was_cut_is_told() -> None:
     _, (roster,) = client.draw()
 
     assert notes(client.do(GroupMessageArrived(roster))) == ["weight_capped", "update_clipped", "metrics_clamped"]
+
+
+# ── privacy ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def epsilon_of_one_run() -> float:
+    charge = client_plan(**PRIVATE).charge_of_run()
+    assert charge is not None
+    return epsilon_of([charge], 1e-5)
+
+
+def private_client(epsilon: float | None) -> Client:
+    policy = ALONE.model_copy(update={"privacy_budget": PrivacyBudget(epsilon=epsilon)})
+    return Client(client_plan(**PRIVATE), policy=policy)
+
+
+def test_what_is_spent_is_charged_with_what_the_plan_says_it_costs() -> None:
+    client = private_client(None)
+    client.to_in_group()
+    charge = client.book.plan.charge_of_run()
+    assert charge is not None
+    assert client.state.charges == (charge,)
+    client.start()
+    assert client.state.charges == (charge,)
+
+
+def test_a_failure_is_told_when_its_charge_is_on_the_disk_and_not_before() -> None:
+    client = private_client(None)
+    undone = client.to_charging()
+    assert [s.state for s in statuses(client, client.handle(Tick(), 1000.0))] == [ClientState.TRAINING]
+
+    effects = client.disk(undone, 1001.0)
+    assert client.phase is Phase.FAILED
+    assert [s.state for s in statuses(client, effects)] == [ClientState.TRAINING_FAILED]
+    assert client.state.charges == (client.book.plan.charge_of_run(),)
+
+
+def test_an_update_that_is_dropped_unspent_is_not_charged() -> None:
+    client = private_client(None)
+    client.to_offered()
+    client.book.step(np.ones(D, np.float32))
+    client.do(LogMoved())
+    assert client.state.unspent() is None
+    assert client.state.charges == ()
+
+
+def test_a_run_that_would_pass_the_budget_is_not_trained_and_the_client_says_so() -> None:
+    one = epsilon_of_one_run()
+    client = private_client(1.01 * one)
+    client.to_in_group()
+    client.change()
+
+    effects = client.do(LogMoved())
+    assert only(Train, effects) == []
+    assert client.phase is Phase.EXHAUSTED
+    (status,) = statuses(client, effects)
+    assert status.state is ClientState.BUDGET_EXHAUSTED
+    assert f"epsilon {one:.4g} is spent" in status.reason
+    # Restarts change nothing about it, but a larger budget does.
+    client.start()
+    client.do(client.task())
+    assert client.phase is Phase.EXHAUSTED
+    client.policy = ALONE.model_copy(update={"privacy_budget": PrivacyBudget(epsilon=3 * one)})
+    client.start()
+    assert len(only(Train, client.do(client.task()))) == 1
+
+
+def test_failed_runs_use_the_budget_up_too() -> None:
+    one = epsilon_of_one_run()
+    client = private_client(1.01 * one)
+    client.disk(client.to_charging())
+    client.book.step(np.ones(D, np.float32))
+    client.do(LogMoved())
+    assert client.phase is Phase.EXHAUSTED
+
+
+def test_an_update_that_is_there_is_not_offered_when_the_budget_became_too_small() -> None:
+    client = private_client(None)
+    client.to_offered()
+    client.policy = ALONE.model_copy(update={"privacy_budget": PrivacyBudget(epsilon=0.01)})
+    client.start()
+    effects = client.do(client.task())
+    assert client.phase is Phase.EXHAUSTED
+    assert client.said(Offer, effects) == []
+    assert client.state.unspent() is not None
