@@ -240,9 +240,18 @@ def test_every_field_is_part_of_the_digest() -> None:
         "steering": {**fields["steering"], "schedule": "cosine"},
     }
 
-    assert set(changes) == set(fields) - {"protocol_version"}
+    # Privacy allows no validation slots: it has a test of its own.
+    assert set(changes) == set(fields) - {"protocol_version", "privacy"}
     digests = {make_plan(**{**fields, name: value}).digest() for name, value in changes.items()}
     assert len(digests | {plan.digest()}) == len(changes) + 1
+
+
+def test_the_noise_is_part_of_the_digest_and_the_epsilon_that_follows_from_it_is_not() -> None:
+    private = {"level": "record", "epsilon": 8.0, "delta": 1e-4, "noise_multiplier": 4.5, "nominal_records": 70.0}
+    plans = [tiny_plan(privacy={**private, **change}) for change in ({}, {"noise_multiplier": 5.0}, {"epsilon": 4.0})]
+
+    assert plans[1].digest() != plans[0].digest() != tiny_plan().digest()
+    assert plans[2].digest() == plans[0].digest()
 
 
 def test_the_number_of_rounds_is_signed_but_no_part_of_what_a_federation_is() -> None:
