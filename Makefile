@@ -1,6 +1,7 @@
 # Every target sets up what it needs. ARGS go to the command: make demo ARGS="--drop 3", make test ARGS="-k codec".
 PYTHON ?= python3
 ARGS ?=
+DEMO ?= --privacy record --attackers 1 --drop 1 --drop-at words
 N ?= 8
 BIN := .venv/bin
 
@@ -24,8 +25,8 @@ lint: setup ## check style, types and import rules
 test: setup broker ## run all tests, over a real RabbitMQ
 	$(BIN)/python -m pytest $(ARGS)
 
-demo: setup broker ## train a federation on digits over RabbitMQ and watch it
-	$(BIN)/comitia demo $(ARGS)
+demo: setup broker ## everything at once over RabbitMQ: secure groups, privacy, an attacker, a lost client
+	$(BIN)/comitia demo $(DEMO) $(ARGS)
 
 up: setup broker ## start broker, coordinator and 20 enrolled clients in the background
 	$(BIN)/comitia up $(ARGS)

@@ -15,6 +15,9 @@ Where = Literal["round", "listed", "all"]
 """What a change entry's body covers."""
 
 HASH = bytes(32)
+POINT = b"\x09".ljust(32, b"\0")
+"""A public key: X25519's base point."""
+
 LARGE = (1 << 31) - 1
 """Stands for a counter that has risen: small numbers are encoded shorter."""
 
@@ -28,7 +31,7 @@ def offer(plan: Plan) -> Offer:
         counter=LARGE,
         nonce=bytes(16),
         worker="w" + "0" * 12,
-        keys=None if plan.group_size == 1 else PublicKeys(sealing=HASH, masking=HASH),
+        keys=None if plan.group_size == 1 else PublicKeys(sealing=POINT, masking=POINT),
     )
 
 
