@@ -14,7 +14,7 @@ from deploy.demo.report import ROUND_FIELDS, Run
 
 def test_what_clients_measured_is_said_with_its_version_and_spread() -> None:
     run = Run("memory", "", plan={"aggregation": {"rule": "mean", "trim": 0}, "group_size": 1})
-    figures: dict[str, Any] = dict.fromkeys(ROUND_FIELDS, 1)
+    figures: dict[str, Any] = {**dict.fromkeys(ROUND_FIELDS, 1), "epsilon_max": None, "epsilon_mean": None}
     measured = {"version": 4, "share": 1.0, "loss": 0.5, "loss_std": 0.25}
     output = io.StringIO()
     console = Console(file=output, width=200)

@@ -68,7 +68,7 @@ def closed_port() -> int:
         ({"workload": "digits.Digits"}, r"workload: 'digits\.Digits' is neither built in \(digits, .*\) nor"),
         ({"workload_options": {"alpha": 1}}, r"workload_options: digits accepts partition, clients, seed"),
         ({"aggregation": {"trim": 1, "quorum": 2}}, r"2·trim >= quorum .*lower trim or raise quorum"),
-        ({"aggregation": {"trim": 2}}, r"aggregation\.trim=2.* need 5 clients .*4 are enrolled: enroll more, or lower"),
+        ({"aggregation": {"trim": 2}}, r"aggregation\.trim=2.* need 20 clients .*4 are enrolled: enroll more, or lower"),
         ({"codec": {"bits": 16, "density": 1, "selection": "dense"}, "workload": "tests.integration.workloads:Wide",
           "workload_options": {"dimension": 30_000_000}}, r"codec\.bits=16: .*use 32"),
         ({"training": {"optimizer": {"name": "Sgd"}}}, r"training\.optimizer: .*no optimizer 'Sgd'; it has .*SGD"),
@@ -132,7 +132,8 @@ def test_keys_that_do_not_fit(
 def test_a_broker_that_cannot_be_reached(comitia: Comitia, keys: FederationKeys, command: str) -> None:
     port = closed_port()
     url = f"amqp://user:s3cr3t-word@127.0.0.1:{port}"
-    line = comitia(*command.split(), broker_urls=url, broker_start_timeout_s=0.2)
+    alone = {"group_size": 1, "aggregation": {"rule": "mean", "trim": 0}} if command == "coordinator" else {}
+    line = comitia(*command.split(), broker_urls=url, broker_start_timeout_s=0.2, **alone)
     assert re.search(rf"127\.0\.0\.1:{port}.*check that RabbitMQ runs", line)
     assert "s3cr3t-word" not in line
 
@@ -146,9 +147,12 @@ def test_a_broker_that_cannot_be_reached(comitia: Comitia, keys: FederationKeys,
         ("--broker memory --clients 0", r"clients: must be 1 to"),
         ("--broker memory --processes 0", r"processes: must be 1 or more"),
         ("--broker memory --drop-at words", r"drop-at has no effect without drop"),
-        ("--broker memory --drop 2 --drop-at lunch", r"drop-at: must be one of training, offer, words"),
+        (
+            "--broker memory --drop 2 --drop-at lunch",
+            r"drop-at: must be one of training, offer, shares, words, agreement",
+        ),
         ("--broker memory --drop 20", r"drop: must be 0 to 19"),
-        ("--broker memory --trim 10", r"aggregation\.trim=10.* need 21 clients"),
+        ("--broker memory --trim 10", r"aggregation\.trim=10.* need 84 clients"),
         ("--broker memory --robust mean --trim 1", r"aggregation\.trim=1 has no effect with the rule 'mean'"),
         ("--broker memory --robust krum", r"aggregation\.rule: Input should be .*'mean'"),
         ("--broker memory --rounds 0", r"rounds"),
@@ -176,7 +180,7 @@ def test_a_mistake_behind_a_url_ends_at_once_and_alike(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert re.search(r"aggregation\.trim=10.* need 21 clients", done.stderr)
+    assert re.search(r"aggregation\.trim=10.* need 84 clients", done.stderr)
 
 
 def test_a_demo_on_a_broker_that_cannot_be_reached_says_so_in_one_line(tmp_path: Path) -> None:
