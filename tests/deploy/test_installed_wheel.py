@@ -109,5 +109,5 @@ def test_adapters_alone_federate_and_learn(commands: Path, tmp_path: Path) -> No
     assert report["plan"]["dimension"] == 3400 < model["all"] / 5
     assert f"{report['plan']['dimension']:,} of {model['all']:,} parameters" in PAGE
     # The values of an update are 16-bit words; signatures and names come on top.
-    assert report["rounds"][-1]["bytes_up"] < 8 * 2 * model["all"] / 4
+    assert report["rounds"][-1]["bytes_up"] < 12 * 2 * model["all"] / 4
     assert report["rounds"][-1]["accuracy"] >= 0.8
