@@ -3,6 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 DEMO ?= --privacy record --attackers 1 --drop 1 --drop-at words
 N ?= 8
+J ?= 2
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -22,8 +23,8 @@ broker: ## install RabbitMQ with apt, as root, where neither Docker nor RabbitMQ
 lint: setup ## check style, types and import rules
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-test: setup broker ## run all tests, over a real RabbitMQ
-	$(BIN)/python -m pytest $(ARGS)
+test: setup broker ## run all tests over a real RabbitMQ, in J=2 processes
+	$(BIN)/python -m pytest -n $(J) --dist loadfile $(ARGS)
 
 demo: setup broker ## everything at once over RabbitMQ: secure groups, privacy, an attacker, a lost client
 	$(BIN)/comitia demo $(DEMO) $(ARGS)
