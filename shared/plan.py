@@ -34,6 +34,7 @@ from shared.plan_sections import (
 )
 from shared.privacy.charges import Charge, RecordCharge
 from shared.privacy.refusals import privacy_refusals
+from shared.privacy.sums import ANSWERING, ClientNoise
 from shared.privacy.updates import RecordNoise
 from shared.wire.messages import GROUPS_MAX, MEMBERS_MAX, PLAN_BYTES_MAX
 
@@ -117,9 +118,19 @@ class Plan(Section):
         wanted = min(SUMMED_MIN, members) if self.min_summed is None else self.min_summed
         return max(self.threshold(members), wanted)
 
+    def noising(self, members: int) -> int:
+        """t(n) − c: members of an opened sum who are counted on to add noise. One who is alone adds all of it.
+
+        Raises:
+            PlanError: as `threshold`.
+        """
+        return 1 if self.group_size == 1 else self.threshold(members) - self.max_colluders
+
     @property
     def bits(self) -> Bits:
         """b, the width of one integer word."""
+        if self.privacy.level == "client":
+            return 32
         return self.codec.bits or choose_bits(self.coordinate_count, self.members_max)
 
     @property
@@ -146,12 +157,14 @@ class Plan(Section):
         Raises:
             PlanError: a sum of that many members could wrap.
         """
+        noise = self.client_noise
         return SumFormat(
             count=self.coordinate_count,
             bits=self.bits,
             members=members,
             clipping_norm=clipping_norm,
             metric_bounds=tuple(sorted(self.metric_bounds.items())),
+            noise=None if noise is None else noise.share(self.noising(members)),
         )
 
     @property
@@ -160,8 +173,17 @@ class Plan(Section):
         share = self.coordinate_count / self.dimension if self.codec.selection == "restricted" else 1.0
         return RecordNoise.of(self.privacy, self.training, share)
 
+    @property
+    def client_noise(self) -> ClientNoise | None:
+        """What the members of a group put into their sum; None without client-level privacy."""
+        return ClientNoise.of(self.privacy, self.coordinate_count)
+
     def charge_of_run(self) -> Charge | None:
         """What one spent update costs its client; None without privacy."""
+        summed = self.client_noise
+        if summed is not None:
+            # The share is smallest in the largest group; charged so, all maskings cost the same.
+            return summed.charge(self.noising(self.members_max))
         noise = self.record_noise
         if noise is None:
             return None
@@ -282,12 +304,27 @@ def _group_refusals(plan: Plan) -> Iterator[str]:
         if floor > members:
             yield f"min_summed={plan.min_summed} is more than the {members} members of a group: lower it"
             return
+    if plan.privacy.level == "client" and plan.threshold_fraction < ANSWERING:
+        yield (
+            f"threshold_fraction={plan.threshold_fraction:g}: at the privacy.level 'client' the members of a sum share "
+            f"out its noise, and few of them would each add too much; set it to {ANSWERING:g} or more"
+        )
+
+
+def _sum_refusals(plan: Plan) -> Iterator[str]:
+    """No sum may wrap. With noise the largest group is not always the worst."""
+    for members in range(plan.group_size if plan.client_noise else plan.members_max, plan.members_max + 1):
+        try:
+            plan.sum_format(members, plan.codec.clipping_norm)
+        except PlanError as error:
+            yield f"codec.{error}"
+            return
 
 
 def _refusals(plan: Plan) -> Iterator[str]:
     aggregation, codec, rounds = plan.aggregation, plan.codec, plan.round
-    if plan.group_size > 1:
-        yield from _group_refusals(plan)
+    misgrouped = list(_group_refusals(plan)) if plan.group_size > 1 else []
+    yield from misgrouped
     if aggregation.rule in ("mean", "median") and aggregation.trim:
         yield f"aggregation.trim={aggregation.trim} has no effect with the rule {aggregation.rule!r}; set trim to 0"
     if aggregation.quorum is not None and 2 * aggregation.trim >= aggregation.quorum:
@@ -313,11 +350,8 @@ def _refusals(plan: Plan) -> Iterator[str]:
             f"codec.bits={codec.bits}: rounding {plan.coordinate_count} values in groups of up to {plan.members_max} "
             "would add noise above 5 % of the clipping norm; use 32"
         )
-    else:
-        try:
-            plan.sum_format(plan.members_max, codec.clipping_norm)
-        except PlanError as error:
-            yield f"codec.{error}"
+    elif not misgrouped:
+        yield from _sum_refusals(plan)
     if rounds.cohort_size is not None and rounds.cohort_size < plan.min_offers:
         yield f"round.cohort_size={rounds.cohort_size} is below the {plan.min_offers} offers that a draw needs"
     steering = plan.steering

@@ -64,6 +64,9 @@ class PrivacyPlan(Section):
     norm to the sum, and divides it by q times `nominal_records` (n_bar), which is public and stands for any client's
     number of records. `epsilon` at `delta` is what the planned rounds cost a client that takes part in all of them;
     settings give it or the noise multiplier, and the plan holds both.
+
+    `client`: the sum of a group hardly depends on any one member. Its honest members add integer noise to clipped
+    values, together of standard deviation `noise_multiplier` times the clipping norm; training is what it is.
     """
 
     level: Literal["off", "record", "client"] = "off"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from shared.directory import DIRECTORY_FILE, Directory
@@ -17,6 +17,7 @@ from shared.garbage import spare_collections
 from shared.inbox import Inbox
 from shared.membership import Membership, keep_newest, load_membership, read_signed
 from shared.plan import Plan
+from shared.privacy.entropy import SecureSource
 from shared.stopping import StopSignal
 from shared.telemetry import Telemetry
 from shared.transport.port import Transport, TransportEvent
@@ -77,7 +78,7 @@ def run_worker(
             states,
             transport,
             lambda plan: make_training(settings, _seen(plan, settings, telemetry), inbox.put),
-            rounding=np.random.default_rng(settings.seed),
+            rounding=_rounding(settings.seed, sorted(states)),
             clock_us=lambda: time.time_ns() // 1000,
             telemetry=telemetry,
             keep_directory=lambda newest: keep_newest(settings.state_dir / DIRECTORY_FILE, newest),
@@ -95,6 +96,16 @@ def run_worker(
             transport.close()
             service.close()
     _say_goodbye(service)
+
+
+def _rounding(seed: int | None, clients: Sequence[str]) -> SecureSource:
+    """Randomness of rounding, and of the noise that members of a group add.
+
+    Noise of several processes must not be the same, also where it follows from a seed.
+    """
+    if seed is None:
+        return SecureSource.fresh()
+    return SecureSource(hashlib.sha256(f"rounding/{seed}/{','.join(clients)}".encode()).digest())
 
 
 def _seen(plan: Plan, settings: WorkerSettings, telemetry: Telemetry) -> Plan:

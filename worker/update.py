@@ -1,8 +1,10 @@
 """What becomes of an update on its way out?
 
     coordinates -> norm -> clip -> weight -> quantize -> words
+    coordinates -> norm -> clip -> quantize within a norm -> noise -> words          where members add noise
 
-Clipping comes last, on the values that are really sent; clip, weight and scale are one factor in one pass.
+Clipping comes last, on the values that are really sent; clip, weight and scale are one factor in one pass. With noise
+nothing but the noised values depends on the client's data: all weigh 1, and no bit says whether it was clipped.
 """
 
 from __future__ import annotations
@@ -17,9 +19,21 @@ import numpy as np
 from shared.codec.coordinates import Coordinates
 from shared.codec.flatten import FloatVector
 from shared.codec.positions import encode_positions, largest
-from shared.codec.quantize import SumFormat, UniformSource, Words, clip_factor, l2_norm, quantize, write_slots
+from shared.codec.quantize import (
+    SumFormat,
+    UniformSource,
+    Words,
+    clip_factor,
+    l2_norm,
+    quantize,
+    signed_view,
+    write_slots,
+)
 from shared.errors import LocalProtocolError, WorkloadError
 from shared.plan import Plan
+from shared.privacy.entropy import SecureSource
+from shared.privacy.rounding import round_within
+from shared.privacy.skellam import skellam
 from worker.feedback import SentValues, residual_after
 from worker.stored_update import StoredUpdate
 
@@ -72,11 +86,12 @@ def prepare_words(
         form: what the words mean.
         weight: w in (0, 1].
         metrics: at least those that the format has slots for.
-        source: randomness of the rounding.
+        source: randomness of the rounding and of the format's noise.
 
     Raises:
         WorkloadError: update or metric not finite, or a metric is missing.
-        LocalProtocolError: the update does not have the format's size, or the weight is out of range.
+        LocalProtocolError: the update does not have the format's size, the weight is out of range or not 1 where there
+            is noise, or noise would come from something else than a `SecureSource`.
     """
     if not 0.0 < weight <= 1.0:
         raise LocalProtocolError(f"a weight lies in (0, 1], not {weight}")
@@ -86,10 +101,28 @@ def prepare_words(
     bounded, clamped = _clamp(metrics, form)
     norm = l2_norm(values)
     words: Words = np.empty(form.length, dtype=form.word_type)
+    if form.noise is not None:
+        _write_noised(words, values, form, weight, source)
+        return PreparedUpdate(words=words, norm=norm, clipped=norm > form.clipping_norm, clamped=())
     quantize(values, weight * clip_factor(norm, form.clipping_norm), form, source, words)
     unclipped = norm <= form.clipping_norm
     write_slots(words, form, weight, bounded, unclipped)
     return PreparedUpdate(words=words, norm=norm, clipped=not unclipped, clamped=clamped)
+
+
+def _write_noised(words: Words, values: FloatVector, form: SumFormat, weight: float, source: UniformSource) -> None:
+    """Write integers of bounded norm with this member's share of the noise, and slots that say nothing.
+
+    Integers of 64 bits are cut to the words': additions mod 2**b do not mind.
+    """
+    if form.noise is None or weight != 1.0 or form.metric_bounds or values.shape != (form.count,):
+        raise LocalProtocolError(f"{values.shape} values of weight {weight} cannot be noised as {form}")
+    if not isinstance(source, SecureSource):
+        raise LocalProtocolError(f"noise of a {type(source).__name__} can be found out: it takes a SecureSource")
+    noised = round_within(values, form.scale, form.clipping_norm, source)
+    noised += skellam(form.count, form.noise.variance, source)
+    np.copyto(signed_view(words)[: form.count], noised, casting="unsafe")
+    write_slots(words, form, weight, {}, unclipped=True)
 
 
 def _clamp(metrics: Mapping[str, float], form: SumFormat) -> tuple[dict[str, float], tuple[str, ...]]:

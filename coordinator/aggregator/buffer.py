@@ -138,7 +138,9 @@ class Aggregator:
             # Under `top_k` every client has positions of its own: its words are spread over all.
             spread_out = plan.codec.selection == "top_k"
             count = plan.dimension if spread_out else plan.coordinate_count
-            accumulator = MeanAccumulator(count, len(draw.clients), clipping_norm)
+            # Noise carries values beyond the clipping norm; groups of any size have the same room for it at least.
+            value_max = plan.sum_format(plan.group_size, clipping_norm).value_max
+            accumulator = MeanAccumulator(count, len(draw.clients), value_max)
         return DrawBuffer(draw, now + plan.round.sums_deadline_s, clipping_norm, accumulator)
 
     def _on_sum(self, event: GroupSummed) -> Iterator[CoordinatorEffect]:

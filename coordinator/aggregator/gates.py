@@ -4,7 +4,8 @@ The gates drop what no group of honest members can send: a sum of the wrong size
 its possible range, lighter than any member is, or with a mean longer than clipping allows. (A sum that is not finite
 cannot arrive: words are integers.) Each bound is one that honest groups cannot pass, whatever their data and however
 their rounding falls; so what a gate drops is an attack or a fault. With noise in every update the norm is bounded for
-nearly all of them: the noise of a mean is smaller than that of an update, by a known amount.
+nearly all of them: the noise of a mean is smaller than that of an update, by a known amount. Noise that members add
+after clipping has a known variance, and none of a million million honest groups is dropped for it.
 
 A gate cannot tell a short lie from the truth. What it does is to bound how far one group can pull; the robust rule
 behind it (`coordinator.aggregator.mixing`, `coordinator.aggregator.robust`) does the rest.
@@ -27,6 +28,9 @@ SIGNAL_SHARE_MIN = 0.3
 NOISE_DEVIATIONS = 2.5
 """The noisy norm's limit, see `norm_limit`."""
 
+ADDED_DEVIATIONS = 8.0
+"""Deviations of the noise's norm, of 1 nu each, that are left to noise added after clipping; see `norm_limit`."""
+
 
 def pass_gates(words: Words, form: SumFormat, arrived: int, records_max: int, noise: float = 0.0) -> SlotSums:
     """Open the slots of a group sum that an honest group can have sent.
@@ -36,7 +40,7 @@ def pass_gates(words: Words, form: SumFormat, arrived: int, records_max: int, no
         form: what they mean.
         arrived: how many members' words are in the sum, 1 to `form.members`.
         records_max: n_max, the number of records that counts as weight 1.
-        noise: nu, standard deviation of the noise that every client has added to each of its values.
+        noise: nu, standard deviation of the noise in every client's values, before they are clipped.
 
     Raises:
         RemoteProtocolError: it cannot be an honest group's; the reason is `wrong_size` or `out_of_range`, and the
@@ -75,6 +79,11 @@ def norm_limit(form: SumFormat, arrived: int, weight: float, noise: float = 0.0)
     This holds for every outcome of the rounding, not with high probability, and so it is generous to light groups,
     whose rounding weighs more. `weight_floor` bounds how light a group can make itself to get there.
 
+    Noise that the format says members add to clipped values comes on top of the limit L without noise. The norm of a
+    vector plus m members' noise, nu per value of their mean, has a mean of at most sqrt(L² + k nu²), and changes by
+    no more than the noise does; so it is above that by x nu with a probability of at most exp(-x²/2) (Gaussian
+    concentration; shares of Skellam noise have variances of thousands of steps and more): 1e-14 for x = 8.
+
     Args:
         form: what the words mean.
         arrived: m.
@@ -82,9 +91,13 @@ def norm_limit(form: SumFormat, arrived: int, weight: float, noise: float = 0.0)
         noise: nu.
     """
     weight_word = weight * form.weight_scale
-    rounding = arrived * (0.5 + math.sqrt(form.count)) / weight_word
+    rounding = arrived * (0.5 / weight_word + math.sqrt(form.count) / (form.scale * form.clipping_norm * weight))
     if not noise:
-        return form.clipping_norm * (NORM_SLACK + rounding)
+        limit = form.clipping_norm * (NORM_SLACK + rounding)
+        if form.noise is None:
+            return limit
+        added = math.sqrt(arrived * form.noise.variance) / (form.scale * weight)
+        return math.hypot(limit, added * math.sqrt(form.count)) + ADDED_DEVIATIONS * added
     square, whole = form.clipping_norm**2, noise * noise * form.count
     signal = max(square - whole, SIGNAL_SHARE_MIN**2 * square)
     reach = NOISY_NORM_SLACK * math.sqrt(signal + whole / arrived) + NOISE_DEVIATIONS * noise / math.sqrt(arrived)

@@ -209,7 +209,8 @@ def largest_norm(form: SumFormat, weight: float) -> float:
     they do send points away from an attack on the mean, and shortens it.
     """
     word = max(1, round(weight * form.weight_scale)) * form.members
-    limit = norm_limit(form, form.members, word / form.weight_scale) * word / form.clipping_norm  # in steps of values
+    total = word / form.weight_scale
+    limit = norm_limit(form, form.members, total) * total * form.scale  # in steps of values
     return (limit - math.sqrt(form.count) / 2.0) / (weight * form.scale) * _GATE_MARGIN
 
 

@@ -5,14 +5,13 @@ There is no thread. A round trip takes no virtual time; deadlines pass as soon a
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from coordinator.dry_run import privacy_notes
 from coordinator.events import EvaluationFinished
@@ -32,6 +31,7 @@ from shared.errors import ComitiaError
 from shared.inbox import Inbox
 from shared.membership import load_membership
 from shared.plan import Plan
+from shared.privacy.entropy import SecureSource
 from shared.telemetry import Telemetry
 from shared.transport.memory import MemoryBroker, MemoryTransport
 from shared.transport.port import Transport, TransportEvent
@@ -184,7 +184,7 @@ class Simulation:
             },
             transport,
             lambda plan: self._make_training(plan, inbox, doom, attacker),
-            rounding=np.random.default_rng([self.options.seed, len(client_keys), *clients[0].encode()]),
+            rounding=SecureSource(hashlib.sha256(f"{self.options.seed}/{','.join(clients)}".encode()).digest()),
             clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(lambda _: None, process="worker"),
             keep_directory=lambda _: None,

@@ -7,6 +7,8 @@ A client sends one vector of words mod 2**b::
 with w in (0, 1]. Each kind of slot has its own scale, chosen so that the sum over all n members of a group stays
 inside the signed range: nothing wraps, and nothing is clipped behind anybody's back. The members' words are added mod
 2**b (`coordinator.summing.secure_sum`); `open_slots` and `open_mean` read the sum.
+
+Where members add integer noise (`NoiseShare`), values have a coarser, fixed scale, which leaves room for it.
 """
 
 from __future__ import annotations
@@ -33,11 +35,26 @@ _WORD_TYPES: dict[int, np.dtype[Any]] = {16: np.dtype("<u2"), 32: np.dtype("<u4"
 SignedWords: TypeAlias = npt.NDArray[np.int16] | npt.NDArray[np.int32]
 
 
+NOISE_REACH = 6.0
+"""Standard deviations of a sum's noise that have room in its words; beyond (2e-9 of values) one may wrap."""
+
+
 class UniformSource(Protocol):
     """Where rounding takes its randomness: `numpy.random.Generator`, or a generator with its `random`."""
 
     def random(self, *, out: npt.NDArray[np.float64]) -> Any:
         """Fill `out` with uniform numbers of [0, 1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseShare:
+    """Integer noise that each member adds to each of its values.
+
+    `steps` is how many integers the clipping norm has (sC), `variance` the noise's, in squared integers.
+    """
+
+    steps: float
+    variance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +67,7 @@ class SumFormat:
         members: n, length of the roster (not how many arrived).
         clipping_norm: C, the L2 bound of a client's values.
         metric_bounds: for each metric slot its name and the bound on its absolute value, in the order of the slots.
+        noise: what each member adds, if anything.
 
     Raises:
         PlanError: a sum of `members` such vectors could wrap, or a number is out of range.
@@ -60,6 +78,7 @@ class SumFormat:
     members: int
     clipping_norm: float
     metric_bounds: tuple[tuple[str, float], ...] = ()
+    noise: NoiseShare | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.members < 1:
@@ -75,6 +94,13 @@ class SumFormat:
             raise PlanError(
                 f"bits: a sum of {self.members} members does not fit {self.bits} bits; set bits = 32 or smaller groups"
             )
+        if self.noise is not None:
+            reach = self.members * self.noise.steps + NOISE_REACH * math.sqrt(self.members * self.noise.variance)
+            if not reach <= self.levels:
+                raise PlanError(
+                    f"bits: {self.members} members and {NOISE_REACH:g} standard deviations of their noise reach "
+                    f"{reach:.3g}, words of {self.bits} bits {self.levels:.3g}; use smaller groups, or less noise"
+                )
 
     @property
     def length(self) -> int:
@@ -89,7 +115,14 @@ class SumFormat:
     @property
     def scale(self) -> float:
         """Integers per unit of w * update."""
+        if self.noise is not None:
+            return self.noise.steps / self.clipping_norm
         return scale_for(self.bits, self.members, self.clipping_norm)
+
+    @property
+    def value_max(self) -> float:
+        """What no value of one member exceeds on average, so that no sum wraps: C, or with noise what has room."""
+        return self.clipping_norm if self.noise is None else self.levels / (self.members * self.scale)
 
     @property
     def weight_scale(self) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from shared.plan_sections import CodecPlan, PrivacyPlan, TrainingPlan
 
+_OF_RECORDS = ("sample_clipping_norm", "sampling_rate", "local_steps", "nominal_records")
+
 
 def privacy_refusals(
     privacy: PrivacyPlan, training: TrainingPlan, codec: CodecPlan, *, unnoised: Sequence[str]
@@ -21,14 +23,20 @@ def privacy_refusals(
         if given:
             yield f"privacy.{', '.join(given)}: no effect at the level 'off'; set privacy.level, or leave them out"
         return
-    if privacy.level == "client":
-        yield "privacy.level='client' is not part of this version; use 'record', or 'off'"
-        return
+    for name in unnoised:
+        yield f"{name}: leaves its client without noise; with privacy.level {privacy.level!r} leave it out"
+    if codec.selection == "top_k":
+        yield (
+            "codec.selection='top_k' would send the largest values of the noise, or tell which were largest before it; "
+            f"with privacy.level {privacy.level!r} use 'restricted', or 'dense'"
+        )
+    yield from _client_refusals(privacy, codec) if privacy.level == "client" else _record_refusals(privacy, training)
+
+
+def _record_refusals(privacy: PrivacyPlan, training: TrainingPlan) -> Iterator[str]:
     for name in ("epsilon", "delta", "noise_multiplier", "nominal_records"):
         if getattr(privacy, name) is None:
             yield f"privacy.{name} is needed at the level 'record': set it"
-    for name in unnoised:
-        yield f"{name}: leaves its client without noise; with privacy.level 'record' leave it out"
     optimizer = training.optimizer
     if optimizer.name != "SGD" or set(optimizer.options) != {"lr"}:
         yield (
@@ -37,8 +45,19 @@ def privacy_refusals(
         )
     if training.proximal_mu:
         yield "training.proximal_mu is for long local training, which privacy.level 'record' has not; set it to 0"
-    if codec.selection == "top_k":
+
+
+def _client_refusals(privacy: PrivacyPlan, codec: CodecPlan) -> Iterator[str]:
+    for name in ("epsilon", "delta", "noise_multiplier"):
+        if getattr(privacy, name) is None:
+            yield f"privacy.{name} is needed at the level 'client': set it"
+    idle = [name for name in _OF_RECORDS if getattr(privacy, name) is not None]
+    if idle:
+        yield f"privacy.{', '.join(idle)}: no effect at the level 'client', which hides whole updates; leave them out"
+    if codec.adaptive_clipping:
         yield (
-            "codec.selection='top_k' would send the largest values of the noise with privacy.level 'record'; "
-            "use 'restricted', or 'dense'"
+            "codec.adaptive_clipping: whose update was clipped would leave without noise; with privacy.level 'client' "
+            "set it to false, and codec.clipping_norm to what updates have"
         )
+    if codec.bits == 16:
+        yield "codec.bits=16 has no room for the noise of privacy.level 'client'; use 32"

@@ -34,7 +34,6 @@ def plan(**fields: Any) -> Any:
     ("fields", "told"),
     [
         ({"privacy": {"delta": 1e-5}}, "privacy.delta: no effect at the level 'off'"),
-        ({"privacy": {"level": "client"}}, "privacy.level='client' is not part of this version"),
         ({"privacy": {**RECORD, "nominal_records": None}}, "privacy.nominal_records is needed"),
         ({"privacy": {**RECORD, "noise_multiplier": None}}, "privacy.noise_multiplier is needed"),
         ({"metric_bounds": {"loss": 20.0}}, "metric_bounds: leaves its client without noise"),
@@ -52,6 +51,48 @@ def plan(**fields: Any) -> Any:
 def test_what_would_leak_or_mean_nothing_is_refused(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(PlanError, match=told.replace("(", r"\(").replace(".", r"\.")):
         plan(**fields)
+
+
+CLIENT: dict[str, Any] = {"level": "client", "epsilon": 8.0, "delta": 1e-4, "noise_multiplier": 4.55}
+SUMMED: dict[str, Any] = {
+    "privacy": CLIENT,
+    "group_size": 4,
+    "threshold_fraction": 0.8,
+    "codec": {"selection": "restricted", "density": 0.25, "adaptive_clipping": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"privacy": {**CLIENT, "noise_multiplier": None}}, "privacy.noise_multiplier is needed at the level 'client'"),
+        ({"privacy": {**CLIENT, "delta": None}}, "privacy.delta is needed at the level 'client'"),
+        ({"privacy": {**CLIENT, "local_steps": 3}}, "privacy.local_steps: no effect at the level 'client'"),
+        ({"codec": {"selection": "dense", "density": 1.0}}, "codec.adaptive_clipping: whose update was clipped"),
+        ({"codec": {**SUMMED["codec"], "bits": 16}}, "codec.bits=16 has no room for the noise"),
+        ({"codec": {**SUMMED["codec"], "selection": "top_k"}, "group_size": 1}, "tell which were largest before it"),
+        ({"threshold_fraction": 0.7}, "threshold_fraction=0.7: at the privacy.level 'client'"),
+        ({"metric_bounds": {"loss": 20.0}}, "metric_bounds: leaves its client without noise"),
+        ({"evaluation": {"client_share": 0.2}}, "evaluation.client_share: leaves its client without noise"),
+        ({"privacy": {**CLIENT, "noise_multiplier": 1e5}}, "6 standard deviations of their noise reach"),
+    ],
+)
+def test_what_would_leak_at_client_level_is_refused(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(PlanError, match=told.replace(".", r"\.")):
+        tiny_plan(4_810, **{**SUMMED, **fields})
+
+
+@pytest.mark.parametrize("selection", ["random", "restricted"])
+def test_coordinates_that_everybody_knows_may_be_chosen_at_client_level(selection: str) -> None:
+    made = tiny_plan(4_810, **{**SUMMED, "codec": {**SUMMED["codec"], "selection": selection}})
+    assert made.client_noise is not None
+    assert made.record_noise is None
+    assert (made.client_noise.count, made.bits, made.weight(3), made.lightest_records_max) == (1202, 32, 1.0, 1)
+    assert made.sum_format(4, 0.5).scale == 2.0 * 65_536
+    # Any plain training goes: whatever it does is clipped.
+    tiny_plan(
+        4_810, **{**SUMMED, "training": {"optimizer": {"name": "Adam", "options": {"lr": 0.1}}, "proximal_mu": 0.1}}
+    )
 
 
 def test_without_privacy_nothing_is_charged_and_records_count() -> None:
