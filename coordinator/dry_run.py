@@ -53,6 +53,9 @@ RANDOM_DENSITY_MIN = 0.5
 HOPELESS_NOISE = 10.0
 """Noise over signal in the mean of all clients above which a model was not seen to learn."""
 
+CLIENTS_IN_A_SUM = 300
+"""Below about so many in one sum, client-level noise for the usual epsilons drowned what was to be learned."""
+
 DIRECTORY_BYTES = 390
 DIRECTORY_CLIENT_BYTES = 105
 """About what a signed directory takes, and each client in it; names of usual length."""
@@ -145,7 +148,8 @@ def foresee(plan: Plan, clients: int) -> DryRun:
     snapshot_bytes += _cut_bytes(directory_bytes, lambda body: Piece(body=body), plan)
     means = 1 if plan.aggregation.rule == "mean" else groups
     stream = log_queue(Names(plan.federation), model_bytes).arguments["x-max-length-bytes"]
-    noise, charge, delta = plan.record_noise, plan.charge_of_run(), plan.privacy.delta or 0.0
+    charge, delta = plan.charge_of_run(), plan.privacy.delta or 0.0
+    noise = _noise_over_signal(plan, [len(group) for group in cut])
     return DryRun(
         clients=clients,
         drawn=drawn,
@@ -182,29 +186,46 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         client_silent_s=SILENT_INTERVALS * plan.round.status_interval_s,
         epsilon_round=None if charge is None else epsilon_of([charge], delta),
         epsilon_run=None if charge is None else epsilon_of(Counter({charge: plan.round.rounds}), delta),
-        noise_over_signal_group=None if noise is None else noise.noise_over_signal(sent, plan.group_size),
-        noise_over_signal_aggregate=None if noise is None else noise.noise_over_signal(sent, drawn),
-        warnings=_warnings(plan) if noise is None else _privacy_warnings(plan, noise.noise_over_signal(sent, drawn)),
+        noise_over_signal_group=None if noise is None else noise[0],
+        noise_over_signal_aggregate=None if noise is None else noise[1],
+        warnings=_warnings(plan) if noise is None else _privacy_warnings(plan, noise[1], members),
     )
+
+
+def _noise_over_signal(plan: Plan, sizes: list[int]) -> tuple[float, float] | None:
+    """In the mean of a smallest group, and in that of all groups of these sizes; None without privacy."""
+    if plan.record_noise is not None:
+        sent, noise = plan.coordinate_count, plan.record_noise
+        return noise.noise_over_signal(sent, plan.group_size), noise.noise_over_signal(sent, sum(sizes))
+    if plan.client_noise is None:
+        return None
+    ratios = {size: plan.client_noise.noise_over_signal(size, plan.noising(size)) for size in set(sizes)}
+    return ratios[min(sizes)], math.sqrt(math.fsum(ratios[size] ** 2 for size in sizes)) / len(sizes)
 
 
 def privacy_notes(plan: Plan, clients: int) -> tuple[Note, ...]:
     """What a coordinator says of the plan's privacy when it starts: what it costs, then what will hardly work."""
-    if plan.record_noise is None:
+    if plan.privacy.level == "off":
         return ()
     run = foresee(plan, clients)
+    whom = "one record" if plan.privacy.level == "record" else "one client"
     text = (
         f"epsilon {run.epsilon_round:.3g} per round and {run.epsilon_run:.3g} after {run.rounds} rounds, at delta "
-        f"{plan.privacy.delta:g}, for one record; noise over signal {run.noise_over_signal_group:.2g} in a group mean, "
+        f"{plan.privacy.delta:g}, for {whom}; noise over signal {run.noise_over_signal_group:.2g} in a group mean, "
         f"{run.noise_over_signal_aggregate:.2g} in that of all"
     )
     warnings = (note("plan_warning", "warning", text=warning) for warning in run.warnings)
     return (note("privacy_announced", text=text), *warnings)
 
 
-def _privacy_warnings(plan: Plan, noise_over_signal: float) -> tuple[str, ...]:
-    codec, warnings = plan.codec, []
-    if codec.selection == "random" and codec.density <= RANDOM_DENSITY_MIN:
+def _privacy_warnings(plan: Plan, noise_over_signal: float, members: int) -> tuple[str, ...]:
+    codec, warnings, by_record = plan.codec, [], plan.privacy.level == "record"
+    if not by_record and members < CLIENTS_IN_A_SUM:
+        warnings.append(
+            f"privacy: hopeless: at the level 'client' a sum wants about {CLIENTS_IN_A_SUM} clients, and holds "
+            f"{members}; each sum has all the noise, so make group_size larger, enroll more, or use 'record'"
+        )
+    if by_record and codec.selection == "random" and codec.density <= RANDOM_DENSITY_MIN:
         warnings.append(
             f"privacy: codec.selection 'random' at density {codec.density:g} pays for noise on all coordinates and "
             "sends few; use 'restricted', which clips and noises only what is sent"
@@ -212,7 +233,8 @@ def _privacy_warnings(plan: Plan, noise_over_signal: float) -> tuple[str, ...]:
     if noise_over_signal > HOPELESS_NOISE:
         warnings.append(
             f"privacy: in the mean of all clients the noise is {noise_over_signal:.1f} times the signal: hardly "
-            "anything will be learned; take a larger epsilon, fewer rounds, or clients with more records"
+            "anything will be learned; take a larger epsilon, fewer rounds, or "
+            + ("clients with more records" if by_record else "more clients in a sum")
         )
     return tuple(warnings)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -28,6 +29,7 @@ from shared.plan_sections import (
 from shared.privacy.accountant import epsilon_of
 from shared.privacy.calibration import noise_multiplier_for
 from shared.privacy.charges import RecordCharge
+from shared.privacy.sums import ANSWERING, ClientNoise
 from shared.privacy.updates import RecordNoise
 from shared.settings import ProcessSettings
 from shared.workloads.optimizers import check_optimizer
@@ -72,8 +74,14 @@ class CoordinatorSettings(ProcessSettings):
         int, Field(ge=0, description="Members of a group who may side with the coordinator without harm (c).")
     ] = 1
     threshold_fraction: Annotated[
-        float, Field(ge=0, le=1, description="Least share of a group that must answer before its sum is opened.")
-    ] = 0.0
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Least share of a group that must answer before its sum is opened; 0.8 at the privacy level "
+            "client if not set, else 0.",
+        ),
+    ] = None
     min_summed: Annotated[
         int | None,
         Field(ge=1, description="Fewest updates in a sum that is opened; 3, or the whole group, if not set."),
@@ -87,8 +95,8 @@ class CoordinatorSettings(ProcessSettings):
     privacy: Annotated[
         PrivacyPlan,
         Field(
-            description="Level off or record; epsilon (8) and delta (1e-4) after the planned rounds, or the noise "
-            "multiplier. A level selects a preset of the workload; what is set by hand stays."
+            description="Level off, record or client; epsilon (8) and delta (1e-4) after the planned rounds, or the "
+            "noise multiplier. A level selects a preset of the workload; what is set by hand stays."
         ),
     ] = PrivacyPlan()
     codec: Annotated[CodecPlan, Field(description="Coordinates and integers of an update.")] = CodecPlan()
@@ -135,7 +143,9 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         given = {name: getattr(settings.training, name) for name in settings.training.model_fields_set}
         training = training.model_copy(update=given)
     check_optimizer(training.optimizer.name, training.optimizer.options, field="training.optimizer", error=PlanError)
-    codec, privacy = settings.codec, _calibrated(settings)
+    codec, answering = _for_level(settings)
+    sent = layout.dimension if codec.selection == "dense" else coordinate_count(layout.dimension, codec.density)
+    privacy = _of_clients(settings, sent) if settings.privacy.level == "client" else _calibrated(settings)
     if "clipping_norm" not in codec.model_fields_set:
         # The recipe speaks of whole updates; k of d random coordinates carry sqrt(k/d) of the norm, the k largest of an
         # update and what is owed from before about all of it.
@@ -156,7 +166,7 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         initial_weights_sha256=_initial_digest(settings, workload),
         group_size=settings.group_size,
         max_colluders=settings.max_colluders,
-        threshold_fraction=settings.threshold_fraction,
+        threshold_fraction=answering,
         min_summed=settings.min_summed,
         weight_records_max=settings.weight_records_max,
         metric_bounds={
@@ -173,6 +183,17 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
     )
 
 
+def _for_level(settings: CoordinatorSettings) -> tuple[CodecPlan, float]:
+    """Codec and least share of a group that must answer, where the level of privacy decides what nobody has set."""
+    codec, answering = settings.codec, settings.threshold_fraction
+    summed = settings.privacy.level == "client"
+    if summed and "adaptive_clipping" not in codec.model_fields_set:
+        codec = codec.model_copy(update={"adaptive_clipping": False})
+    if answering is None:
+        answering = ANSWERING if summed and settings.group_size > 1 else 0.0
+    return codec, answering
+
+
 def _calibrated(settings: CoordinatorSettings) -> PrivacyPlan:
     """The noise for the target, or what the given noise comes to after the planned rounds.
 
@@ -180,7 +201,7 @@ def _calibrated(settings: CoordinatorSettings) -> PrivacyPlan:
         PlanError: both are given, no noise reaches the target, or something else is set that privacy replaces.
     """
     given = settings.privacy
-    if given.level != "record":
+    if given.level == "off":
         return given
     replaced = {"batch_size", "local_epochs"} & (settings.training or TrainingPlan()).model_fields_set
     if replaced:
@@ -188,8 +209,7 @@ def _calibrated(settings: CoordinatorSettings) -> PrivacyPlan:
             f"training.{', '.join(sorted(replaced))}: no effect with privacy.level 'record'; "
             "set privacy.local_steps and privacy.sampling_rate instead"
         )
-    if given.noise_multiplier is not None and given.epsilon is not None:
-        raise PlanError("privacy.epsilon and privacy.noise_multiplier each follow from the other: set one")
+    _check_one_target(given)
     rate, steps = given.sampling_rate or 1.0, settings.round.rounds * (given.local_steps or 1)
     delta = given.delta or DELTA
     try:
@@ -203,6 +223,32 @@ def _calibrated(settings: CoordinatorSettings) -> PrivacyPlan:
         return given.model_copy(update={"epsilon": epsilon, "delta": delta, "noise_multiplier": sigma})
     except LocalProtocolError as error:
         raise PlanError(f"privacy: {error}") from error
+
+
+def _of_clients(settings: CoordinatorSettings, count: int) -> PrivacyPlan:
+    """As `_calibrated`, at the level of clients who send `count` values each.
+
+    Raises:
+        PlanError: as there.
+    """
+    given, rounds = settings.privacy, settings.round.rounds
+    _check_one_target(given)
+    delta = given.delta or DELTA
+    try:
+        if given.noise_multiplier is None:
+            epsilon = given.epsilon or EPSILON
+            noise = ClientNoise.calibrated(epsilon, delta, rounds=rounds, count=count)
+        else:
+            noise = ClientNoise(multiplier=given.noise_multiplier, count=count)
+            epsilon = epsilon_of(Counter({noise.charge(1): rounds}), delta)
+    except LocalProtocolError as error:
+        raise PlanError(f"privacy: {error}") from error
+    return given.model_copy(update={"epsilon": epsilon, "delta": delta, "noise_multiplier": noise.multiplier})
+
+
+def _check_one_target(given: PrivacyPlan) -> None:
+    if given.noise_multiplier is not None and given.epsilon is not None:
+        raise PlanError("privacy.epsilon and privacy.noise_multiplier each follow from the other: set one")
 
 
 def _watching(settings: CoordinatorSettings, workload: Workload) -> SteeringPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 from uuid import UUID
@@ -20,6 +21,7 @@ from shared.crypto.signing import SigningKey, load_verifying_key
 from shared.directory import DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, Directory, load_directory
 from shared.errors import SettingsError
 from shared.plan import Plan
+from shared.privacy.accountant import epsilon_of
 from shared.workloads.loading import load_workload
 
 NOT_YET = "not-yet-made"
@@ -139,7 +141,9 @@ def _in_a_group(made: Plan, run: DryRun) -> str:
 
 def privacy_rows(made: Plan, run: DryRun, preset: str) -> list[tuple[str, str]]:
     """What privacy costs, if there is any."""
-    privacy, noise = made.privacy, made.record_noise
+    privacy, noise, summed = made.privacy, made.record_noise, made.client_noise
+    if summed is not None:
+        return _sum_rows(made, run, preset)
     if noise is None or run.epsilon_run is None:
         return [("privacy", "off: updates show what clients' records say")]
     return [
@@ -158,6 +162,28 @@ def privacy_rows(made: Plan, run: DryRun, preset: str) -> list[tuple[str, str]]:
             "training",
             f"{noise.steps} steps per round, records sampled at {noise.sampling_rate:g}, lr {noise.rate:g}, "
             f"sums divided by {noise.records:g}",
+        ),
+    ]
+
+
+def _sum_rows(made: Plan, run: DryRun, preset: str) -> list[tuple[str, str]]:
+    noise, charge, delta = made.client_noise, made.charge_of_run(), made.privacy.delta
+    assert noise is not None
+    assert charge is not None
+    assert delta is not None
+    alone = epsilon_of(Counter({charge: run.rounds}), delta, alone=True)
+    return [
+        ("privacy", f"a whole client; preset {preset or 'none'}"),
+        (
+            "epsilon",
+            f"{run.epsilon_round:.3g} per round, {run.epsilon_run:.3g} after {run.rounds} rounds, at delta {delta:g}, "
+            f"for a client that takes part in all; {alone:.3g} if all other members of its groups collude",
+        ),
+        (
+            "noise",
+            f"{noise.multiplier:.3g} times the clip of {run.clipping_norm:.3g}, from any {made.noising(run.members)} "
+            f"members of {run.members}; over the signal {run.noise_over_signal_group:.2g} in a group mean, "
+            f"{run.noise_over_signal_aggregate:.2g} in that of all",
         ),
     ]
 

@@ -57,7 +57,10 @@ class DemoOptions:
     ] = None
     privacy: Annotated[
         str,
-        Option(help="Whose part nobody can tell from an update: off, or record (one record of a client's data)."),
+        Option(
+            help="Whose part nobody can tell: off, record (one record's, from an update), or client (a whole client's, "
+            "from a sum; wants hundreds of clients in one)."
+        ),
     ] = "off"
     epsilon: Annotated[
         float | None,
@@ -236,12 +239,9 @@ class DemoOptions:
     def _privacy(self, records: list[int]) -> dict[str, Any]:
         if self.privacy == "off":
             return {"level": "off"}
-        given = {"epsilon": self.epsilon, "delta": self.delta}
-        return {
-            "level": self.privacy,
-            **{name: value for name, value in given.items() if value is not None},
-            "nominal_records": sum(records) / len(records),
-        }
+        nominal = sum(records) / len(records) if self.privacy == "record" else None
+        given = {"epsilon": self.epsilon, "delta": self.delta, "nominal_records": nominal}
+        return {"level": self.privacy} | {name: value for name, value in given.items() if value is not None}
 
     def coordinator_environment(self, clients: tuple[str, ...]) -> dict[str, str]:
         """Environment variables that give a coordinator this run's plan.

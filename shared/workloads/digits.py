@@ -66,7 +66,24 @@ class Digits(BundledWorkload):
 
     @staticmethod
     def preset(level: str, epsilon: float) -> Preset | None:
-        """`digits/record`: for about 20 clients of 72 records in groups of 4, one of which may be attacked."""
+        """`digits/record`: for about 20 clients of 72 records in groups of 4, one of which may be attacked.
+
+        `digits/client`: for 300 clients of 4 or 5 records in one sum.
+        """
+        if level == "client":
+            return Preset(
+                name="digits/client",
+                workload_options={"network": "tanh-64"},
+                sections={
+                    "training": {
+                        "optimizer": {"name": "SGD", "options": {"lr": 1.0}},
+                        "batch_size": 8,
+                        "local_epochs": 1,
+                    },
+                    "codec": {"selection": "restricted", "density": 0.25, "clipping_norm": 1.0},
+                    "round": {"rounds": 30},
+                },
+            )
         if level != "record":
             return None
         return Preset(
@@ -103,7 +120,16 @@ class DigitsLinear(BundledWorkload):
 
     @staticmethod
     def preset(level: str, epsilon: float) -> Preset | None:
-        """`digits_linear/record`: for about 10 clients of 144 records."""
+        """`digits_linear/record`: for about 10 clients of 144 records; `digits_linear/client`: for 300 in one sum."""
+        if level == "client":
+            return Preset(
+                name="digits_linear/client",
+                sections={
+                    "training": {"optimizer": {"name": "SGD", "options": {"lr": 2.0}}, "batch_size": 8},
+                    "codec": {"selection": "dense", "density": 1.0, "clipping_norm": 2.0},
+                    "round": {"rounds": 10},
+                },
+            )
         if level != "record":
             return None
         return Preset(

@@ -13,9 +13,10 @@ from deploy.cli import app
 from deploy.demo.options import DemoOptions
 from deploy.demo.report import Run
 from deploy.demo.simulation import Simulation
-from shared.errors import PlanError, SettingsError
+from shared.errors import SettingsError
 from shared.privacy.accountant import epsilon_of
 from shared.privacy.charges import RecordCharge
+from worker.policy import Policy
 
 RECORD = {"level": "record", "nominal_records": 71.85}
 SMALL: dict[str, Any] = {"clients": 12, "group_size": 3, "rounds": 3, "privacy": "record", "partition": "iid"}
@@ -80,9 +81,35 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], told: str) -> N
         DemoOptions(**options)
 
 
-def test_a_level_that_is_not_there_is_refused_and_not_ignored() -> None:
-    with pytest.raises(PlanError, match="not part of this version"):
-        next(Simulation(DemoOptions(**SMALL | {"privacy": "client"})).run())
+def test_a_federation_with_client_level_noise_runs_and_says_that_it_is_hopeless() -> None:
+    options = DemoOptions(**SMALL | {"privacy": "client", "epsilon": 4.0, "clients": 14, "drop": 1, "drop_at": "words"})
+    run, said, notes = Run("memory", ""), [], []
+    for note in Simulation(options).run():
+        run.hear(note.event, note.fields)
+        notes.append(note)
+        said += [str(note.fields["text"])] if note.event in ("privacy_announced", "plan_warning") else []
+    report = run.report()
+
+    assert "4 after 3 rounds, at delta 0.0001, for one client" in said[0]
+    assert "hopeless: at the level 'client' a sum wants about 300 clients, and holds 4" in said[1]
+    assert report["final"]["model_version"] == 3
+    assert 3.99 < report["final"]["epsilon_max"] <= 4.0
+    assert report["plan"]["threshold_fraction"] == 0.8
+    assert not [note for note in notes if note.event == "group_rejected"]
+    assert not [note for note in notes if note.event == "refused"]
+
+
+def test_what_workers_charge_at_client_level_is_what_their_budget_counts() -> None:
+    class Options(DemoOptions):
+        @property
+        def policy(self) -> Policy:
+            own = super().policy.model_dump()
+            return Policy(**{**own, "require_privacy": "client", "privacy_budget": {"epsilon": 3.0}})
+
+    # Three rounds cost 4, two of them 3.1: after the first nobody is left.
+    notes = list(Simulation(Options(**SMALL | {"privacy": "client", "epsilon": 4.0})).run())
+    assert [note.fields["version"] for note in notes if note.event == "round_finished"] == [1]
+    assert "client-level epsilon" in next(n.fields["reason"] for n in notes if n.event == "client_budget_exhausted")
 
 
 def dry_run(*arguments: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> str:
@@ -118,6 +145,21 @@ def test_hopeless_settings_are_warned_about(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert told in dry_run(monkeypatch=monkeypatch, **{"PRIVACY": RECORD} | settings)
+
+
+def test_the_dry_run_prints_what_client_level_costs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COMITIA_GROUP_SIZE", "200")
+    settings = {"PRIVACY": {"level": "client"}, "AGGREGATION": {"rule": "mean", "trim": 0}}
+    text = dry_run("--clients", "300", monkeypatch=monkeypatch, **settings)
+    for expected in ("a whole client; preset digits/client", "8 after", "if all other members of its groups collude"):
+        assert expected in text
+    assert "from any 239 members of 300" in text
+    assert "hopeless" not in text
+    assert "hopeless" in dry_run("--clients", "299", monkeypatch=monkeypatch, **settings)
+    figures = json.loads(dry_run("--clients", "300", "--json", monkeypatch=monkeypatch, **settings))
+    assert figures["noise_over_signal_group"] == pytest.approx(figures["noise_over_signal_aggregate"])
+    assert figures["epsilon_run"] == pytest.approx(8.0, rel=1e-3)
 
 
 def test_without_privacy_the_dry_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
