@@ -125,7 +125,11 @@ class DigitsLinear(BundledWorkload):
             return Preset(
                 name="digits_linear/client",
                 sections={
-                    "training": {"optimizer": {"name": "SGD", "options": {"lr": 2.0}}, "batch_size": 8},
+                    "training": {
+                        "optimizer": {"name": "SGD", "options": {"lr": 2.0}},
+                        "batch_size": 8,
+                        "local_epochs": 1,
+                    },
                     "codec": {"selection": "dense", "density": 1.0, "clipping_norm": 2.0},
                     "round": {"rounds": 10},
                 },
