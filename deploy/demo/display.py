@@ -136,7 +136,7 @@ def print_summary(console: Console, run: Run) -> None:
     if final["honest_groups_rejected"]:
         table.add_row("honest groups rejected", str(final["honest_groups_rejected"]))
     if final["recovered"]:
-        table.add_row("recovered", f"{final['recovered']} lost in mid-group, and the group's sum was opened all the same")
+        table.add_row("recovered", f"{final['recovered']} lost in mid-group; the group's sum was opened all the same")
     for lost in report["clients"]:
         table.add_row("lost", f"{lost['id']} at version {lost['lost_version']}, last seen: {lost['lost_phase']}")
     table.add_row("weights", f"sha256 {final['weights_sha256']}")
