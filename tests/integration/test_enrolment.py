@@ -9,7 +9,7 @@ from shared.directory import load_directory, sign_directory
 from tests.integration.conftest import MakeFederation
 from tests.integration.federation import COMMAND, LiveFederation, environment
 
-ROUNDS = 400
+ROUNDS = 20_000
 
 
 def keys(federation: LiveFederation, *arguments: str) -> None:

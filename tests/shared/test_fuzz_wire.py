@@ -20,6 +20,7 @@ from shared.effects import Note, Settle
 from shared.errors import RemoteProtocolError
 from shared.identity import COORDINATOR
 from shared.incoming import open_delivery
+from shared.modellog.chain import GENESIS
 from shared.modellog.reader import Skipped
 from shared.telemetry import Telemetry
 from shared.wire.framing import MAGIC, WIRE_VERSION, pack_batches, split_batch
@@ -38,8 +39,8 @@ from shared.wire.group_messages import (
     Unmask,
     Words,
 )
-from shared.wire.log_messages import Mark, Piece
-from shared.wire.messages import Kind, Message, PublicKeys, Role, Task
+from shared.wire.log_messages import DirectoryEntry, Mark, Piece, RunEntry
+from shared.wire.messages import Control, Kind, Message, PublicKeys, Reminder, Role, RunState, Task
 from shared.wire.registry import MESSAGE_TYPES
 from tests.builders import (
     FEDERATION_ID,
@@ -59,11 +60,12 @@ GROWTH_BYTES_MAX = 20 << 20
 
 FEDERATION = make_federation(4, revoked=("client-3",))
 H = bytes(range(32))
+POINT = b"\x09".ljust(32, b"\0")
 
 
 def genuine_messages() -> list[Message]:
     """One of each kind that is not an entry."""
-    offer = make_offer(keys=PublicKeys(sealing=H, masking=bytes(32)))
+    offer = make_offer(keys=PublicKeys(sealing=POINT, masking=POINT))
     member = Member(client="client-0", site="site-0", worker="w-0", offer=FEDERATION.seal_as("client-0", offer))
     group = Group(index=0, members=(member, member), path=(H, H))
     to_member = {"client": "client-0", "stage": "stage-0", "transcript": H}
@@ -86,6 +88,8 @@ def genuine_messages() -> list[Message]:
         GivenUp(**end, reason="why"),
         Piece(body=bytes(200)),
         Mark(session=bytes(16)),
+        Control(run=RunState.PAUSED, issued_us=7),
+        Reminder(client="client-0", frame=FEDERATION.seal_as("client-0", offer)),
     ]
 
 
@@ -100,6 +104,9 @@ def make_log() -> LogBook:
     book.draw()
     book.void()
     book.term()
+    digest = FEDERATION.directory.digest()
+    book.append(RunEntry(parent=GENESIS, term=0, run=RunState.PAUSED, issued_us=7, version=1))
+    book.append(DirectoryEntry(parent=GENESIS, term=0, number=2, digest=digest), FEDERATION.signed)
     return book
 
 
