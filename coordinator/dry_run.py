@@ -17,6 +17,7 @@ import safetensors.torch
 from coordinator import sample_messages as samples
 from coordinator.aggregator.server_step import ServerOptimizer
 from coordinator.scheduler.clients import SILENT_INTERVALS
+from coordinator.scheduler.full_pool import pool_size
 from shared.attack_odds import odds_table
 from shared.codec.validation import is_validation_slot
 from shared.crypto.draw import cut_groups
@@ -123,7 +124,8 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         PlanError: that many clients could never draw, or the server optimizer does not exist or refuses its options.
     """
     plan.check_clients(clients)
-    drawn = min(clients, plan.round.cohort_size or clients)
+    is_sync = plan.round.mode == "sync"
+    drawn = min(clients, (plan.round.cohort_size or clients) if is_sync else pool_size(plan, clients))
     cut = cut_groups(drawn, plan.group_size)
     groups, members = len(cut), max(len(group) for group in cut)
     model_bytes = FLOAT_BYTES * plan.dimension
@@ -225,7 +227,12 @@ def _privacy_warnings(plan: Plan, noise_over_signal: float, members: int) -> tup
             f"privacy: hopeless: at the level 'client' a sum wants about {CLIENTS_IN_A_SUM} clients, and holds "
             f"{members}; each sum has all the noise, so make group_size larger, enroll more, or use 'record'"
         )
-    if by_record and codec.selection == "random" and codec.density <= RANDOM_DENSITY_MIN:
+    if by_record and plan.round.mode == "async" and codec.density < 1.0:
+        warnings.append(
+            f"privacy: in the mode 'async' nobody knows while training which coordinates are sent, so at density "
+            f"{codec.density:g} all are noised and few are sent; use codec.selection='dense', density=1"
+        )
+    elif by_record and codec.selection == "random" and codec.density <= RANDOM_DENSITY_MIN:
         warnings.append(
             f"privacy: codec.selection 'random' at density {codec.density:g} pays for noise on all coordinates and "
             "sends few; use 'restricted', which clips and noises only what is sent"

@@ -81,6 +81,7 @@ class LogWriter:
             term=0 if chain else 1,
             version=chain.version if chain else 0,
             version_head=chain.version_head if chain else GENESIS,
+            earlier_heads=chain.earlier_heads if chain else (),
             attempt=chain.attempt if chain else 0,
             weights_sha256=chain.weights_sha256 if chain else weights_digest(weights),
             clipping_norm=chain.clipping_norm if chain else self._plan.codec.clipping_norm,

@@ -41,6 +41,9 @@ def with_preset(settings: CoordinatorSettings) -> CoordinatorSettings:
     changed: dict[str, Any] = {"workload_options": {**found.workload_options, **settings.workload_options}}
     for name, recommended in found.sections.items():
         section = getattr(settings, name, None)
+        if name == "codec" and settings.round.mode == "async" and recommended.get("selection") == "restricted":
+            # The draw chooses coordinates after training; all of them cost less than noise on those not sent.
+            recommended = {**recommended, "selection": "dense", "density": 1.0}
         changed[name] = _filled(TrainingPlan() if section is None else section, recommended, found.name)
     return settings.model_copy(update=changed)
 

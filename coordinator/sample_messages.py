@@ -79,6 +79,7 @@ def snapshot(plan: Plan) -> SnapshotEntry:
         term=1,
         version=plan.round.rounds,
         version_head=HASH,
+        earlier_heads=(HASH,) * min(plan.round.rounds, plan.round.staleness_max),
         attempt=0,
         weights_sha256=HASH,
         clipping_norm=plan.codec.clipping_norm,

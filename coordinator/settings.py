@@ -38,6 +38,8 @@ from shared.workloads.port import Workload
 EPSILON, DELTA = 8.0, 1e-4
 """What privacy aims at when nobody says so."""
 
+_SPARSITY = {"selection", "density"}
+
 Role = Literal["scheduler", "summing", "aggregator"]
 
 
@@ -104,7 +106,9 @@ class CoordinatorSettings(ProcessSettings):
         AggregationPlan,
         Field(description="Robust rule; server optimizer: fedavg, fedavgm, fedadam, or name and options."),
     ] = AggregationPlan()
-    round: Annotated[RoundPlan, Field(description="Number of rounds, cohort, deadlines.")] = RoundPlan()
+    round: Annotated[
+        RoundPlan, Field(description="Mode (sync, async), number of rounds, cohort or pool, deadlines.")
+    ] = RoundPlan()
     evaluation: Annotated[
         EvaluationPlan, Field(description="Share of its records on which each client measures the model it receives.")
     ] = EvaluationPlan()
@@ -144,6 +148,9 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         training = training.model_copy(update=given)
     check_optimizer(training.optimizer.name, training.optimizer.options, field="training.optimizer", error=PlanError)
     codec, answering = _for_level(settings)
+    if settings.round.mode == "async" and settings.privacy.level == "record" and not codec.model_fields_set & _SPARSITY:
+        # All coordinates are noised while training, whichever the draw chooses afterwards.
+        codec = codec.model_copy(update={"selection": "dense", "density": 1.0})
     sent = layout.dimension if codec.selection == "dense" else coordinate_count(layout.dimension, codec.density)
     privacy = _of_clients(settings, sent) if settings.privacy.level == "client" else _calibrated(settings)
     if "clipping_norm" not in codec.model_fields_set:

@@ -36,6 +36,7 @@ from shared.privacy.charges import Charge, RecordCharge
 from shared.privacy.refusals import privacy_refusals
 from shared.privacy.sums import ANSWERING, ClientNoise
 from shared.privacy.updates import RecordNoise
+from shared.wire.log_messages import HEADS_MAX
 from shared.wire.messages import GROUPS_MAX, MEMBERS_MAX, PLAN_BYTES_MAX
 
 SUMMED_MIN = 3
@@ -233,6 +234,11 @@ class Plan(Section):
                 f"round.min_clients={self.round.min_clients}, but only {enrolled} clients are enrolled: "
                 "enroll more, or lower it"
             )
+        if (self.round.pool_size or 0) > enrolled:
+            raise PlanError(
+                f"round.pool_size={self.round.pool_size}, but only {enrolled} clients are enrolled: "
+                "enroll more, or lower it"
+            )
         if min(enrolled, self.round.cohort_size or enrolled) // self.group_size > GROUPS_MAX:
             raise PlanError(
                 f"{enrolled} clients make more than the {GROUPS_MAX} groups of a draw: set round.cohort_size, "
@@ -352,8 +358,11 @@ def _refusals(plan: Plan) -> Iterator[str]:
         )
     elif not misgrouped:
         yield from _sum_refusals(plan)
-    if rounds.cohort_size is not None and rounds.cohort_size < plan.min_offers:
-        yield f"round.cohort_size={rounds.cohort_size} is below the {plan.min_offers} offers that a draw needs"
+    for name in ("cohort_size", "pool_size"):
+        size = getattr(rounds, name)
+        if size is not None and size < plan.min_offers:
+            yield f"round.{name}={size} is below the {plan.min_offers} offers that a draw needs"
+    yield from _mode_refusals(plan)
     steering = plan.steering
     if (steering.schedule == "step") != (steering.step_every is not None):
         yield "steering.step_every belongs to the schedule 'step', which needs it: set both or neither"
@@ -370,6 +379,22 @@ def _refusals(plan: Plan) -> Iterator[str]:
         yield "metric_bounds: names must be identifiers"
     if len(plan.encode()) > PLAN_BYTES_MAX:
         yield f"the plan takes more than {PLAN_BYTES_MAX} bytes; shorten workload_options"
+
+
+def _mode_refusals(plan: Plan) -> Iterator[str]:
+    """What only the other mode has would do nothing; and coordinates that the draw chooses come after training."""
+    is_sync, defaults = plan.round.mode == "sync", RoundPlan()
+    other = ("pool_size", "max_staleness", "cooldown") if is_sync else ("cohort_size", "offer_quorum")
+    idle = [f"round.{name}" for name in other if getattr(plan.round, name) != getattr(defaults, name)]
+    if idle:
+        yield f"{', '.join(idle)}: no effect in the mode {plan.round.mode!r}; leave out, or set round.mode"
+    if plan.round.staleness_max > HEADS_MAX:
+        yield f"round.max_staleness={plan.round.max_staleness} is more than the {HEADS_MAX} versions that readers know"
+    if not is_sync and plan.codec.selection == "restricted":
+        yield (
+            "codec.selection='restricted' needs coordinates that are known before training, and in the mode 'async' "
+            "the draw chooses them; use 'dense' or 'random', or round.mode='sync'"
+        )
 
 
 def _top_k_refusals(plan: Plan) -> Iterator[str]:

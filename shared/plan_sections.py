@@ -110,14 +110,26 @@ class AggregationPlan(Section):
     server_optimizer: Annotated[OptimizerChoice, BeforeValidator(_preset)] = SERVER_PRESETS["fedavg"]
 
 
+STALENESS_MAX = 50
+"""How stale an update may be when `max_staleness` is not set."""
+
+
 class RoundPlan(Section):
     """When a round goes on. All durations in seconds.
 
     `cohort_size` None gives the task to every live client; `min_clients` holds the first round back.
+    In the mode `async` nobody waits for the slow: a draw takes the offers that are there as soon as `pool_size` are,
+    updates up to `max_staleness` versions old count, the older the less, and a client drawn for a version is drawn
+    again `cooldown` versions later at the earliest. None lets pool and cooldown follow the number of live clients
+    (`coordinator.scheduler.full_pool`), and the staleness be `STALENESS_MAX`.
     """
 
+    mode: Literal["sync", "async"] = "sync"
     rounds: Annotated[int, Field(ge=1)] = 30
     min_clients: Annotated[int, Field(ge=1)] = 1
+    pool_size: Annotated[int, Field(ge=1)] | None = None
+    max_staleness: Annotated[int, Field(ge=0)] | None = None
+    cooldown: Annotated[int, Field(ge=1)] | None = None
     cohort_size: Annotated[int, Field(ge=1)] | None = None
     offer_quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
     straggler_grace_s: Annotated[float, Field(ge=0)] = 2.0
@@ -126,6 +138,13 @@ class RoundPlan(Section):
     sums_deadline_s: PositiveSeconds = 60.0
     status_interval_s: PositiveSeconds = 8.0
     snapshot_every: Annotated[int, Field(ge=1)] = 20
+
+    @property
+    def staleness_max(self) -> int:
+        """How many versions may lie between an update's and its draw's; none in synchronous mode."""
+        if self.mode == "sync":
+            return 0
+        return STALENESS_MAX if self.max_staleness is None else self.max_staleness
 
 
 class EvaluationPlan(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from shared.codec.coordinates import coordinates_digest
@@ -21,12 +22,21 @@ class Ground:
     coordinates_digest: bytes
 
 
-def ground_of(log: LogReader) -> Ground:
-    """The ground of the present round, from a log reader that has begun."""
+def ground_of(log: LogReader, draw: bytes) -> Ground:
+    """The ground of the present round, whose draw has the entry `draw`, from a log reader that has begun."""
     assert log.plan is not None
+    coordinates = log.coordinates_of(draw)
     # All coordinates: the plan's digest already says so.
-    digest = bytes(32) if log.coordinates is None else coordinates_digest(log.coordinates, log.plan.dimension)
+    digest = bytes(32) if coordinates is None else coordinates_digest(coordinates, log.plan.dimension)
     return Ground(log.plan, log.plan_digest, log.directory_digest, digest)
+
+
+def staleness_weight(staleness: int) -> float:
+    """a in (0, 1], by which an update counts that is so many versions older than its draw.
+
+    Reference: Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation (2022), section 5.
+    """
+    return 1.0 / math.sqrt(1.0 + staleness)
 
 
 def transcript_of(ground: Ground, draw: bytes, version: int, group: Group) -> bytes:

@@ -40,7 +40,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from shared.codec.quantize import l2_norm
 from shared.effects import Publish, Settle, note
 from shared.errors import WorkloadError
 from shared.modellog.chain import ChainState
@@ -76,6 +75,7 @@ from worker.events import (
 )
 from worker.feedback import Feedback
 from worker.member import GroupMember
+from worker.prospects import has_passed, problem_of
 from worker.seat import Seat
 from worker.signs_of_life import Phase, SignsOfLife
 from worker.steps import MemberState
@@ -198,6 +198,9 @@ class ClientMachine:
         if self.phase is Phase.WAITING:
             self.phase = Phase.IDLE
             yield FollowLog(task.snapshot_offset)
+        if self.phase is Phase.OFFERED and not self._is_sync and self._counter <= task.drawn:
+            # A draw has taken this offer, and we were not heard in its group.
+            self._to_idle()
         # The log holds the task for good, so its message has done its work.
         yield Settle(event.receipt)
 
@@ -208,6 +211,8 @@ class ClientMachine:
             yield from self._leave_the_past(chain)
             # Before the look at draining: a group whose draw is closed needs nobody.
             yield from self._in_group(self._member.follow(chain, self._sendable()))
+            if self.phase is Phase.SHARING and self._member.state is MemberState.OUT:
+                self._to_idle()
         if self._draining and not self._is_awaited() and self.phase is not Phase.DRAINED:
             if self.phase is Phase.TRAINING:
                 yield StopTraining()
@@ -222,7 +227,8 @@ class ClientMachine:
         """Idle: offer the update that is there, or train, if there is a task and it can be afforded."""
         present = TaskId(chain.version, chain.attempt)
         if self._unspent is not None:
-            if self._unspent.meta.trained_head == chain.version_head and self._can_afford(plan):
+            meta = self._unspent.meta
+            if meta.trained_head == chain.head_of(meta.task.version) and self._can_afford(plan):
                 self.phase = Phase.OFFERING
                 yield RaiseCounter()
         elif chain.run is not RunState.PAUSED and self._may_train(present, plan) and self._can_afford(plan):
@@ -238,7 +244,7 @@ class ClientMachine:
 
     def _leave_the_past(self, chain: ChainState) -> Iterator[WorkerEffect]:
         present = TaskId(chain.version, chain.attempt)
-        if self._unspent is not None and _has_passed(self._unspent.meta, chain):
+        if self._unspent is not None and has_passed(self._unspent.meta, chain):
             assert self._log.plan is not None
             yield DropUpdate(self._feedback.expire(self._unspent.values, self._log.plan, chain.clipping_norm))
             self._unspent = None
@@ -247,15 +253,19 @@ class ClientMachine:
                 self._to_idle()
         moved = self._last_task is not None and self._last_task < present
         match self.phase:
-            case Phase.TRAINING if self._last_task is not None and self._last_task.version != chain.version:
+            case Phase.TRAINING if self._last_task is not None and chain.head_of(self._last_task.version) is None:
                 yield StopTraining()
                 self._to_idle()
-            case Phase.OFFERED | Phase.SHARING if self._offer_attempt < chain.attempt:
+            case Phase.OFFERED | Phase.SHARING if self._is_sync and self._offer_attempt < chain.attempt:
                 self._to_idle()
             case Phase.IN_GROUP | Phase.FAILED if moved:
                 self._to_idle()
             case _:
                 return
+
+    @property
+    def _is_sync(self) -> bool:
+        return self._log.plan is None or self._log.plan.round.mode == "sync"
 
     def _may_train(self, present: TaskId, plan: Plan) -> bool:
         if present.version >= plan.round.rounds or (self._last_task is not None and present <= self._last_task):
@@ -276,21 +286,24 @@ class ClientMachine:
         return terms_of(self._log.plan).charge
 
     def _on_trained(self, event: TrainingFinished | TrainingFailed) -> Iterator[WorkerEffect]:
-        assert self._log.chain is not None
+        chain, plan = self._log.chain, self._log.plan
+        assert chain is not None
+        assert plan is not None
         if isinstance(event, TrainingFailed):
             yield from self._fail(event.reason)
             return
-        if event.task.version != self._log.chain.version:
+        trained_head = chain.head_of(event.task.version)
+        if trained_head is None:
             # The log was read further while the result was on its way.
             self._to_idle()
             return
-        problem = _problem(event, self._log.plan)
+        problem = problem_of(event, plan)
         if problem:
             yield from self._fail(problem)
             return
         meta = UpdateMeta(
             task=event.task,
-            trained_head=self._log.chain.version_head,
+            trained_head=trained_head,
             num_examples=event.num_examples,
             metrics=event.metrics,
         )
@@ -318,7 +331,7 @@ class ClientMachine:
         assert chain is not None
         if self.phase not in (Phase.SAVING, Phase.OFFERING) or self._unspent is None:
             return
-        if _has_passed(self._unspent.meta, chain):
+        if has_passed(self._unspent.meta, chain):
             return
         offer = Offer(
             attempt=chain.attempt,
@@ -356,7 +369,9 @@ class ClientMachine:
         if self.phase is Phase.OFFERED and self._member.state is MemberState.SHARED:
             self.phase = Phase.SHARING
         if self.phase in (Phase.OFFERED, Phase.SHARING) and self._member.state is MemberState.SPENDING:
-            self.phase = Phase.SPENDING
+            assert self._log.chain is not None
+            # A draw takes one update of a client, whichever version it was trained on.
+            self.phase, self._last_task = Phase.SPENDING, TaskId(self._log.chain.version, self._log.chain.attempt)
 
     def _on_spent(self, now: float) -> Iterator[WorkerEffect]:
         if self.phase is not Phase.SPENDING:
@@ -377,17 +392,3 @@ class ClientMachine:
     def _to_idle(self) -> None:
         self.phase, self._offer = Phase.IDLE, None
         self._member.offered(None)
-
-
-def _has_passed(update: UpdateMeta, chain: ChainState) -> bool:
-    """Whether no draw will take this update any more. A log that is still being read may not have reached it yet."""
-    return chain.version >= update.task.version and chain.version_head != update.trained_head
-
-
-def _problem(outcome: TrainingFinished, plan: Plan | None) -> str:
-    """Why an update can never be sent, empty if it can: found out here, it keeps no group waiting."""
-    assert plan is not None
-    if not math.isfinite(l2_norm(outcome.values)):
-        return "the update is not finite; a smaller learning rate or cleaner data would help"
-    missing = [name for name in plan.metric_bounds if not math.isfinite(outcome.metrics.get(name, math.nan))]
-    return f"no finite number for the metrics {', '.join(missing)}, which the plan asks for" if missing else ""

@@ -21,7 +21,7 @@ from shared.errors import LocalProtocolError, RefusalReason, RemoteProtocolError
 from shared.modellog.chain import ChainState
 from shared.modellog.reader import LogReader
 from shared.plan import Plan
-from shared.rounds import ground_of, transcript_of
+from shared.rounds import ground_of, staleness_weight, transcript_of
 from shared.wire.framing import Opener
 from shared.wire.group_messages import Agreement, Arrived, Group, GroupMessage, Participants, Reveal, Roster, Unmask
 from shared.wire.member_sets import decode_members, encode_members
@@ -179,7 +179,7 @@ class GroupMember:
         place, offers = rosters.check_roster(roster, ground, self._seat.client, self._offer)
         members = len(group.members)
         ring = Ring(
-            transcript=transcript_of(ground_of(self._log), roster.draw, chain.version, group),
+            transcript=transcript_of(ground_of(self._log, roster.draw), roster.draw, chain.version, group),
             threshold=plan.threshold(members),
             clients=tuple(member.client for member in group.members),
             keys=_keys_of(offers),
@@ -240,7 +240,10 @@ class GroupMember:
             raise RemoteProtocolError(RefusalReason.STALE, "there is no unspent update any more")
         form = plan.sum_format(len(session.ring.clients), chain.clipping_norm)
         coordinates = self._log.coordinates
-        prepared, behind = prepare_for_sum(update, plan, coordinates, form, self._rounding, self._encode)
+        damping = staleness_weight(chain.version - update.meta.task.version)
+        prepared, behind = prepare_for_sum(
+            update, plan, coordinates, form, self._rounding, self._encode, damping=damping
+        )
         if session.keys is not None and session.dealt is not None:
             add_masks(prepared.words, mask_keys(session.ring, session.keys, session.dealt.seed, participants))
         session.participants = participants

@@ -83,13 +83,18 @@ def check_size(members: int, plan: Plan) -> None:
         raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, detail)
 
 
-def check_round(client: str, offer: Offer, chain: ChainState) -> None:
+def check_round(client: str, offer: Offer, chain: ChainState, plan: Plan) -> None:
     """The offer is for this attempt at this version: one of a draw before serves no more.
+
+    In asynchronous mode it outlives attempts, and versions up to the staleness that is allowed.
 
     Raises:
         RemoteProtocolError: `STALE`.
     """
-    if (offer.trained_version, offer.attempt) != (chain.version, chain.attempt):
+    if plan.round.mode == "async":
+        if not 0 <= chain.version - offer.trained_version <= plan.round.staleness_max:
+            raise RemoteProtocolError(RefusalReason.STALE, f"{client} offers what is too stale")
+    elif (offer.trained_version, offer.attempt) != (chain.version, chain.attempt):
         raise RemoteProtocolError(RefusalReason.STALE, f"{client} offers for another round")
 
 
@@ -99,7 +104,7 @@ def check_model(client: str, offer: Offer, chain: ChainState) -> None:
     Raises:
         RemoteProtocolError: `WRONG_PARENT`.
     """
-    if offer.trained_head != chain.version_head:
+    if offer.trained_head != chain.head_of(offer.trained_version):
         raise RemoteProtocolError(RefusalReason.WRONG_PARENT, f"{client} was shown another model")
 
 
@@ -109,7 +114,7 @@ def _open_offer(member: Member, ground: Ground) -> Offer:
     offer = opened.message
     if not isinstance(offer, Offer) or opened.sender != member.client:
         raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, f"no offer of {member.client}")
-    check_round(member.client, offer, ground.chain)
+    check_round(member.client, offer, ground.chain, ground.plan)
     check_model(member.client, offer, ground.chain)
     if (offer.keys is None) != (ground.plan.group_size == 1):
         raise RemoteProtocolError(RefusalReason.MALFORMED, f"{member.client} offers without one-time keys")

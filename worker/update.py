@@ -65,6 +65,7 @@ class Encode(Protocol):
         weight: float,
         metrics: Mapping[str, float],
         source: UniformSource,
+        damping: float = 1.0,
     ) -> PreparedUpdate:
         """See `prepare_words`."""
 
@@ -77,6 +78,7 @@ def prepare_words(
     weight: float,
     metrics: Mapping[str, float],
     source: UniformSource,
+    damping: float = 1.0,
 ) -> PreparedUpdate:
     """Encode one client's update.
 
@@ -87,6 +89,7 @@ def prepare_words(
         weight: w in (0, 1].
         metrics: at least those that the format has slots for.
         source: randomness of the rounding and of the format's noise.
+        damping: a in (0, 1], of the values alone and not of the weight: it makes the group's step shorter.
 
     Raises:
         WorkloadError: update or metric not finite, or a metric is missing.
@@ -102,9 +105,9 @@ def prepare_words(
     norm = l2_norm(values)
     words: Words = np.empty(form.length, dtype=form.word_type)
     if form.noise is not None:
-        _write_noised(words, values, form, weight, source)
+        _write_noised(words, values if damping == 1.0 else values * np.float32(damping), form, weight, source)
         return PreparedUpdate(words=words, norm=norm, clipped=norm > form.clipping_norm, clamped=())
-    quantize(values, weight * clip_factor(norm, form.clipping_norm), form, source, words)
+    quantize(values, weight * damping * clip_factor(norm, form.clipping_norm), form, source, words)
     unclipped = norm <= form.clipping_norm
     write_slots(words, form, weight, bounded, unclipped)
     return PreparedUpdate(words=words, norm=norm, clipped=not unclipped, clamped=clamped)
@@ -142,12 +145,15 @@ def prepare_for_sum(
     form: SumFormat,
     rounding: UniformSource,
     encode: Encode,
+    *,
+    damping: float = 1.0,
 ) -> tuple[PreparedUpdate, bytes]:
     """Encode a stored update as its plan asks.
 
     Args:
         update: under `top_k` its values are those of `worker.feedback.owed`.
         coordinates: the round's, None for all; under `top_k` the update's own are taken instead.
+        damping: as `prepare_words`.
 
     Returns:
         The words, and the bytes that follow them: under `top_k` the positions, with `residual` set; else nothing.
@@ -158,10 +164,12 @@ def prepare_for_sum(
     own = plan.codec.selection == "top_k"
     chosen = largest(update.values, plan.coordinate_count) if own else coordinates
     weight = plan.weight(update.meta.num_examples)
-    prepared = encode(update.values, chosen, form, weight=weight, metrics=update.meta.metrics, source=rounding)
+    prepared = encode(
+        update.values, chosen, form, weight=weight, metrics=update.meta.metrics, source=rounding, damping=damping
+    )
     if not own:
         return prepared, b""
     assert chosen is not None
-    sent = SentValues(chosen, prepared.words, prepared.norm, weight)
+    sent = SentValues(chosen, prepared.words, prepared.norm, weight * damping)
     residual = residual_after(update.values, sent, form)
     return replace(prepared, residual=residual), encode_positions(chosen, plan.dimension)

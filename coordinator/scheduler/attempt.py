@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
+from shared.effects import Note, note
 from shared.modellog.chain import ChainState
 from shared.plan_sections import RoundPlan
 
@@ -15,6 +16,9 @@ DEADLINE_MEDIANS = 3.0
 """A round's deadline is at least this many times the median offer time of the round before."""
 
 ROUNDING = 1e-9
+
+VOID_DRAWS_ALARM = 3
+"""So many void draws of one version raise an alarm: groups fail, or the coordinator draws until it likes them."""
 
 
 @dataclass(slots=True)
@@ -33,6 +37,13 @@ class Round:
         """Begin to wait anew."""
         self.started_at, self.deadline, self.quorum_at = now, now + deadline_s, None
 
+    def say_waiting(self, offers: int, needed: int, live: int) -> Iterator[Note]:
+        """Say once that there are too few offers, or clients, and that nothing is done about it."""
+        if not self.said_waiting:
+            self.said_waiting = True
+            fields = {"version": self.version, "offers": offers, "needed": needed, "live": live}
+            yield note("waiting_for_clients", "warning", **fields)
+
     def is_grace_over(self, plan: RoundPlan, offered: int, expected: int, now: float) -> bool:
         """Whether enough of those expected have offered, and the others have had their grace."""
         # 0.14 of 50 are 7, although the product is a little above it.
@@ -48,6 +59,13 @@ def next_deadline_s(plan: RoundPlan, before: Round | None, deadline_s: float) ->
     if before is None or not before.offer_times:
         return deadline_s
     return max(plan.round_deadline_s, DEADLINE_MEDIANS * statistics.median(before.offer_times))
+
+
+def voids_alarm(chain: ChainState | None) -> Iterator[Note]:
+    """The alarm, if there have been so many void draws of the present version."""
+    if chain is not None and chain.attempt >= VOID_DRAWS_ALARM:
+        text = f"{chain.attempt} draws of version {chain.version} were void; each one costs its clients an update"
+        yield note("alarm", "warning", version=chain.version, text=text)
 
 
 def choose_cohort(live: Collection[str], size: int | None, chain: ChainState) -> set[str]:

@@ -1,16 +1,19 @@
 """The offers that wait for a draw: one per client, the newest, and those that came ahead of our own read-back.
 
-A round is one attempt at a version. An offer counts in its own round only: after a void draw every client that still
-has its update offers it again, and a group that was drawn from older offers would find nobody who knows them.
+A round is one attempt at a version. In synchronous mode an offer counts in its own round only: after a void draw every
+client that still has its update offers it again, and a group that was drawn from older offers would find nobody who
+knows them. In asynchronous mode an offer that was not drawn waits on, until its update is too stale.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from shared.effects import Receipt, Settle
 from shared.errors import RefusalReason
 from shared.modellog.chain import ChainState
+from shared.plan_sections import RoundPlan
 from shared.wire.messages import Offer
 
 
@@ -69,21 +72,33 @@ class Pool:
         gone = (self._waiting.pop(client, None), self._held.pop(client, None))
         return tuple(Settle(waiting.receipt) for waiting in gone if waiting is not None)
 
-    def draw(self) -> list[WaitingOffer]:
-        """Take all waiting offers out, sorted by digest; their counters will not be drawn again."""
-        drawn = sorted(self._waiting.values(), key=lambda waiting: waiting.digest)
+    @property
+    def clients(self) -> frozenset[str]:
+        """Whose offers wait."""
+        return frozenset(self._waiting)
+
+    def drawn_counter(self, client: str) -> int:
+        """The highest counter of a client's offers that were drawn; 0 if none was."""
+        return self._drawn_counter.get(client, 0)
+
+    def draw(self, clients: Collection[str] | None = None) -> list[WaitingOffer]:
+        """Take the waiting offers of these clients out (None: all), sorted by digest; none of them is drawn again."""
+        chosen = self._waiting.keys() if clients is None else self._waiting.keys() & set(clients)
+        drawn = sorted((self._waiting[client] for client in chosen), key=lambda waiting: waiting.digest)
         for waiting in drawn:
             self._drawn_counter[waiting.client] = waiting.offer.counter
-        self._waiting = {}
+            del self._waiting[waiting.client]
         return drawn
 
-    def next_round(self) -> tuple[list[WaitingOffer], list[WaitingOffer]]:
+    def next_round(self, is_late: Callable[[Offer], bool]) -> tuple[list[WaitingOffer], list[WaitingOffer]]:
         """The version or the attempt moved: returns the offers that are late now, and those that were held for this.
 
-        The held ones are out of the pool; the caller checks them against the new head and adds them again.
+        Neither are in the pool any more; the caller checks the held ones against the new head and adds them again.
         """
-        late, held = list(self._waiting.values()), list(self._held.values())
-        self._waiting, self._held = {}, {}
+        late = [waiting for waiting in self._waiting.values() if is_late(waiting.offer)]
+        for waiting in late:
+            del self._waiting[waiting.client]
+        held, self._held = list(self._held.values()), {}
         return late, held
 
 
@@ -93,12 +108,17 @@ def is_ahead(offer: Offer, chain: ChainState) -> bool:
     return next_attempt or offer.trained_version == chain.version + 1
 
 
-def refusal_of(offer: Offer, chain: ChainState) -> RefusalReason | None:
+def refusal_of(offer: Offer, chain: ChainState, plan: RoundPlan) -> RefusalReason | None:
     """Why an offer, which is not ahead, is none for the present round; None if it is one."""
-    if (offer.trained_version, offer.attempt) < (chain.version, chain.attempt):
+    if plan.mode == "async":
+        # Its attempt is that in which it was made: it waits through void draws.
+        oldest, newest = (chain.version - plan.staleness_max, 0), (chain.version, offer.attempt)
+    else:
+        oldest = newest = (chain.version, chain.attempt)
+    if (offer.trained_version, offer.attempt) < oldest:
         return RefusalReason.LATE
-    if (offer.trained_version, offer.attempt) > (chain.version, chain.attempt):
+    if (offer.trained_version, offer.attempt) > newest:
         return RefusalReason.OUT_OF_RANGE
-    if offer.trained_head != chain.version_head:
+    if offer.trained_head != chain.head_of(offer.trained_version):
         return RefusalReason.WRONG_PARENT
     return None

@@ -3,7 +3,9 @@
 A round is the work that leads from version v to v+1. It begins when the entry that made v (or a void draw of v) is
 accepted; in synchronous mode that entry is the task of every live client, unless a smaller cohort is chosen. The draw
 happens once, when every live client of the cohort has offered, when `offer_quorum` of them have and the grace for
-stragglers is over, or at the round's deadline. Below `min_offers` there is no draw: the federation waits and says so.
+stragglers is over, or at the round's deadline. In asynchronous mode it happens when the pool is full
+(`coordinator.scheduler.full_pool`), and nothing else differs but what becomes of the offers that were not drawn: they
+wait on. Below `min_offers` there is no draw: the federation waits and says so.
 
     state      event                                  next       what is done
     ─────────  ─────────────────────────────────────  ─────────  ──────────────────────────────────────────────────
@@ -11,10 +13,12 @@ stragglers is over, or at the round's deadline. Below `min_offers` there is no d
     gathering  enough clients are live                open       the deadline begins; the cohort is chosen, tasked
     gathering  deadline                               gathering  said once
     open       offers of the cohort, quorum and       drawn      draw entry and jobs
-               grace, or deadline
-    open       deadline, but below `min_offers`       gathering  said once; who has not offered is lost
+               grace, or deadline; or a full pool
+    open       deadline, but below `min_offers`       gathering  said once; who has not offered is lost (in
+                                                                 asynchronous mode: nobody, if enough are live)
     drawn      own draw accepted                      drawn      its offers are settled
-    any        change or void accepted                open       late offers refused, held ones looked at
+    any        change or void accepted                open       late offers refused, held ones looked at; in
+                                                                 asynchronous mode a task for who was drawn unheard
     any        OfferArrived                           -          pooled, held (next round), or refused with a reason
     any        StatusArrived                          -          the roll; a task for who joins or has no log yet
     any        GroupGivenUp, silence                  -          the clients are lost until they are heard again
@@ -30,7 +34,7 @@ cannot train has come too. A session that takes over an old federation waits for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from coordinator.events import (
     ClientLost,
@@ -49,9 +53,11 @@ from coordinator.events import (
     TookOffice,
 )
 from coordinator.log_writer import LogWriter
-from coordinator.scheduler.attempt import Round, choose_cohort, next_deadline_s
+from coordinator.scheduler.attempt import Round, choose_cohort, next_deadline_s, voids_alarm
 from coordinator.scheduler.clients import Roll
 from coordinator.scheduler.draw import Draw, make_draw
+from coordinator.scheduler.full_pool import FullPool
+from coordinator.scheduler.letters import Letters
 from coordinator.scheduler.pool import Pool, WaitingOffer, is_ahead, refusal_of
 from shared.effects import Append, Note, Publish, Settle, note
 from shared.errors import RefusalReason
@@ -59,13 +65,10 @@ from shared.modellog.chain import ChainState
 from shared.modellog.entries import Sealer
 from shared.plan import Plan
 from shared.wire.log_messages import ChangeEntry, DirectoryEntry, DrawEntry, RunEntry, VoidEntry
-from shared.wire.messages import OFFER_BYTES_MAX, Reminder, RunState, Task
+from shared.wire.messages import OFFER_BYTES_MAX, RunState
 from shared.wire.topology import Names
 
 BY_OPERATOR = "stopped by the operator"
-
-VOID_DRAWS_ALARM = 3
-"""So many void draws of one version raise an alarm: groups fail, or the coordinator draws until it likes them."""
 
 
 class Scheduler:
@@ -85,6 +88,10 @@ class Scheduler:
         self._seal = seal
         self._roll = Roll(plan.round.status_interval_s)
         self._pool = Pool()
+        self._letters = Letters(self._names, writer, self._pool, seal)
+        self._is_async = plan.round.mode == "async"
+        self._full_pool = FullPool(plan)
+        self._unsummed: set[str] = set()
         self._round: Round | None = None
         self._draw: Draw | None = None
         self._gathering = True
@@ -113,6 +120,7 @@ class Scheduler:
             case GroupGivenUp():
                 effects = self._after_group(event.silent, event.blamed)
             case GroupSummed():
+                self._unsummed.difference_update(event.arrived)
                 effects = self._after_group(event.dropped, event.blamed)
             case Tick():
                 effects = self._lose(self._roll.silent(now))
@@ -155,8 +163,7 @@ class Scheduler:
             return
         if newest := self._roll.signed(event.client, status.counter, event.frame):
             yield note("client_is_behind", "warning", client=event.client, counter=status.counter)
-            reminder = Reminder(client=event.client, frame=newest)
-            yield Publish(self._names.down, self._names.client(event.client), self._seal(reminder))
+            yield self._letters.reminder(event.client, newest)
         chain = self._chain()
         if status.reason and self._roll.is_news(event.client, status.reason):
             yield note(f"client_{status.state}", "warning", client=event.client, reason=status.reason)
@@ -170,14 +177,14 @@ class Scheduler:
         if joined:
             yield self._joined(event.client)
         if (joined or status.log_position == "absent") and self._may_task(event.client, self._round):
-            yield self._task(event.client, chain)
+            yield self._letters.task(event.client)
 
     def _refusal(self, event: OfferArrived, chain: ChainState) -> RefusalReason | None:
         if (event.offer.keys is None) != (self._plan.group_size == 1) or len(event.frame) > OFFER_BYTES_MAX:
             return RefusalReason.MALFORMED
         if self._roll.is_backed_off(event.client, chain.version):
             return RefusalReason.BACKED_OFF
-        return refusal_of(event.offer, chain)
+        return refusal_of(event.offer, chain, self._plan.round)
 
     def _joined(self, client: str) -> Note:
         if self._gathering and self._round is not None and self._plan.round.cohort_size is None:
@@ -206,11 +213,13 @@ class Scheduler:
             case DrawEntry() if self._draw is not None and self._draw.sealed.digest == event.accepted.digest:
                 for waiting in self._draw.offers:
                     yield Settle(waiting.receipt)
-            case ChangeEntry():
+            case ChangeEntry(version=version):
+                if self._draw is not None:
+                    self._full_pool.counted([waiting.client for waiting in self._draw.offers], version - 1)
                 yield from self._next_round(now)
             case VoidEntry(reason=reason):
                 yield note("draw_void", "warning", reason=reason)
-                yield from self._count_voids()
+                yield from voids_alarm(self._chain())
                 yield from self._next_round(now)
             case DirectoryEntry():
                 yield from self._on_directory()
@@ -218,13 +227,6 @@ class Scheduler:
                 yield from self._on_run(entry, now)
             case _:
                 return
-
-    def _count_voids(self) -> Iterator[Note]:
-        chain = self._chain()
-        assert chain is not None
-        if chain.attempt >= VOID_DRAWS_ALARM:
-            text = f"{chain.attempt} draws of version {chain.version} were void; each one costs its clients an update"
-            yield note("alarm", "warning", version=chain.version, text=text)
 
     def _on_directory(self) -> Iterator[CoordinatorEffect]:
         """Who is revoked is not counted on from here on; an offer of theirs is not drawn."""
@@ -270,11 +272,17 @@ class Scheduler:
     # ── rounds ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _next_round(self, now: float) -> Iterator[CoordinatorEffect]:
-        late, held = self._pool.next_round()
+        chain = self._chain()
+        assert chain is not None
+        late, held = self._pool.next_round(lambda offer: refusal_of(offer, chain, self._plan.round) is not None)
         for waiting in late:
             yield Settle(waiting.receipt)
             yield _refused(waiting.client, RefusalReason.LATE, "offer")
         yield from self._open_round(now)
+        unsummed, self._unsummed = self._unsummed & self._roll.live, set()
+        # Others than in synchronous mode do not see in the log that they offered for a draw that is over.
+        for client in sorted(unsummed) if self._is_async else ():
+            yield self._letters.task(client)
         for waiting in held:
             again = OfferArrived(waiting.client, waiting.offer, waiting.digest, waiting.frame, waiting.receipt)
             yield from self._on_offer(again, now)
@@ -293,17 +301,7 @@ class Scheduler:
         size = None if self._finished(chain) else self._plan.round.cohort_size
         current.cohort = choose_cohort(self._roll.live, size, chain)
         for client in sorted(current.cohort) if size is not None else ():
-            yield self._task(client, chain)
-
-    def _task(self, client: str, chain: ChainState) -> Publish:
-        task = Task(
-            client=client,
-            version=chain.version,
-            attempt=chain.attempt,
-            head=chain.version_head,
-            snapshot_offset=self._log.snapshot_offset,
-        )
-        return Publish(self._names.down, self._names.client(client), self._seal(task))
+            yield self._letters.task(client)
 
     def _maybe_draw(self, now: float) -> Iterator[CoordinatorEffect]:
         chain, current = self._chain(), self._round
@@ -324,7 +322,25 @@ class Scheduler:
             yield from self._gather(current, chain, now)
         if self._gathering:
             return
-        expected = {c for c in current.cohort & self._roll.live if not self._roll.is_backed_off(c, chain.version)}
+        rule = self._draw_when_full if self._is_async else self._draw_when_offered
+        yield from rule(current, chain, now)
+
+    def _draw_when_full(self, current: Round, chain: ChainState, now: float) -> Iterator[CoordinatorEffect]:
+        """Asynchronous mode: nobody is waited for but those who fill the pool."""
+        live = self._drawable(self._roll.live, chain)
+        chosen = self._full_pool.chosen(self._pool.clients & live, live, chain.version)
+        if chosen:
+            yield from self._make_draw(chain, chosen)
+        elif now >= current.deadline:
+            yield from self._say_waiting(current, self._plan.min_offers)
+            self._gathering = len(live) < self._plan.min_offers
+
+    def _drawable(self, clients: Collection[str], chain: ChainState) -> set[str]:
+        return {client for client in clients if not self._roll.is_backed_off(client, chain.version)}
+
+    def _draw_when_offered(self, current: Round, chain: ChainState, now: float) -> Iterator[CoordinatorEffect]:
+        """Synchronous mode: the cohort is waited for, within the round's bounds."""
+        expected = self._drawable(current.cohort & self._roll.live, chain)
         missing = {client for client in expected if client not in self._pool}
         if now >= current.deadline:
             yield from self._lose(sorted(missing))
@@ -349,13 +365,14 @@ class Scheduler:
         elif late:
             yield from self._say_waiting(current, max(awaited, self._plan.min_offers))
 
-    def _make_draw(self, chain: ChainState) -> Iterator[CoordinatorEffect]:
+    def _make_draw(self, chain: ChainState, clients: Collection[str] | None = None) -> Iterator[CoordinatorEffect]:
         sites = {client: entry.site for client, entry in self._log.directory.clients.items()}
-        draw = make_draw(self._pool.draw(), self._plan.group_size, sites, self._writer)
+        draw = make_draw(self._pool.draw(clients), self._plan.group_size, sites, self._writer)
         self._draw = draw
         yield Append(draw.sealed)
-        clients = tuple(waiting.client for waiting in draw.offers)
-        yield Tell(DrawMade(draw.sealed.digest, chain.version, len(draw.groups), clients))
+        drawn = tuple(waiting.client for waiting in draw.offers)
+        self._unsummed = set(drawn)
+        yield Tell(DrawMade(draw.sealed.digest, chain.version, len(draw.groups), drawn))
         # The jobs leave with the entry: members answer a roster only when their own log has accepted it.
         for job in draw.jobs():
             yield Publish(self._names.down, self._names.groups, self._seal(job))
@@ -369,16 +386,7 @@ class Scheduler:
                 yield Tell(ClientLost(client, version, phase))
 
     def _say_waiting(self, current: Round, needed: int) -> Iterator[Note]:
-        if not current.said_waiting:
-            current.said_waiting = True
-            yield note(
-                "waiting_for_clients",
-                "warning",
-                version=current.version,
-                offers=len(self._pool),
-                needed=needed,
-                live=len(self._roll.live),
-            )
+        return current.say_waiting(len(self._pool), needed, len(self._roll.live))
 
     def _finished(self, chain: ChainState) -> bool:
         return chain.version >= self._plan.round.rounds

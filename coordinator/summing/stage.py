@@ -183,7 +183,7 @@ class SummingStage:
     def _setting(self, job: GroupJob, group: Group) -> GroupSetting:
         assert self._log.chain is not None
         plan, members = self._plan, len(group.members)
-        ground = ground_of(self._log)
+        ground = ground_of(self._log, job.draw)
         return GroupSetting(
             draw=job.draw,
             version=job.version,

@@ -88,10 +88,13 @@ class Attacker:
         weight: float,
         metrics: Mapping[str, float],
         source: UniformSource,
+        damping: float = 1.0,
     ) -> PreparedUpdate:
-        """Words of the attack; see `worker.update.Encode`."""
+        """Words of the attack; see `worker.update.Encode`. Forged values are as long however stale they are."""
         if self._attack in DATA_ATTACKS:
-            return prepare_words(update, coordinates, form, weight=weight, metrics=metrics, source=source)
+            return prepare_words(
+                update, coordinates, form, weight=weight, metrics=metrics, source=source, damping=damping
+            )
         known = Knowledge(
             honest=self._updates or [update],
             coordinates=coordinates,

@@ -15,7 +15,7 @@ from coordinator.settings import EPSILON, CoordinatorSettings
 from deploy.demo.attacks import ATTACKS
 from deploy.demo.doom import DROP_PHASES, SECURE_PHASES
 from shared.errors import SettingsError
-from shared.plan_sections import SERVER_PRESETS
+from shared.plan_sections import SERVER_PRESETS, STALENESS_MAX
 from shared.workloads.batches import example_count
 from shared.workloads.loading import BUILT_IN, find_preset, load_workload
 from shared.workloads.partition import PARTITIONS
@@ -52,6 +52,28 @@ class DemoOptions:
     )
     clients: Annotated[int, Option(help="How many clients hold a share of the data.")] = 20
     processes: Annotated[int, Option(help="How many worker processes serve them, at most.")] = 4
+    mode: Annotated[
+        str,
+        Option(
+            help="sync (rounds that wait for everybody) or async (a step whenever a pool of updates is full; clients "
+            "train on, and older updates count less)."
+        ),
+    ] = "sync"
+    pool_size: Annotated[
+        int | None,
+        Option(help="Offers that a draw waits for, with async.", show_default="what a draw needs, or clients/6"),
+    ] = None
+    max_staleness: Annotated[
+        int | None,
+        Option(help="How many versions old an update may be, with async.", show_default=str(STALENESS_MAX)),
+    ] = None
+    cooldown: Annotated[
+        int | None,
+        Option(
+            help="After how many versions a client may be drawn again, with async.",
+            show_default="clients/(2 pool_size), at least 1",
+        ),
+    ] = None
     rounds: Annotated[
         int | None, Option(help="How many model versions to make.", show_default="30, or the preset's of privacy")
     ] = None
@@ -263,6 +285,10 @@ class DemoOptions:
                 "server_optimizer": self.server,
             },
             "ROUND": {
+                "mode": self.mode,
+                "pool_size": self.pool_size,
+                "max_staleness": self.max_staleness,
+                "cooldown": self.cooldown,
                 "rounds": self.version_count,
                 "min_clients": len(clients),
                 "round_deadline_s": ROUND_DEADLINE_S,

@@ -8,7 +8,7 @@ skipped. The chain knows nothing of weights; `shared.modellog.reader` does.
     entry      fits if                                                  then
     ─────────  ───────────────────────────────────────────────────────  ─────────────────────────────────
     snapshot   (no chain yet) all its pieces are there                  the chain begins here
-    snapshot   version, version head and weights are the present ones   head moves
+    snapshot   version, heads and weights are the present ones          head moves
     term       its term is the next one                                 head moves; the old term is fenced
     draw       version is the present one, no draw is open              the draw is open
     change     version is the next one, draw is the open one,           version moves, the draw is closed
@@ -57,7 +57,8 @@ class ChainState:
     """Where a reader stands. Immutable: an entry gives a new state, a refused one gives none.
 
     `version_head` is the hash of the entry that made `version`; `attempt` counts the void draws of this version.
-    `controlled_us` is the time of the operator's last command: no older one counts again.
+    `controlled_us` is the time of the operator's last command: no older one counts again. `earlier_heads` are those of
+    the versions before, oldest first: as many as an update may be stale (`staleness_max`), or as there were.
     """
 
     head: bytes
@@ -73,9 +74,18 @@ class ChainState:
     controlled_us: int = 0
     draw: OpenDraw | None = None
     session: bytes = field(default=b"", repr=False)
+    staleness_max: int = 0
+    earlier_heads: tuple[bytes, ...] = ()
+
+    def head_of(self, version: int) -> bytes | None:
+        """The hash of the entry that made a version; None if an update of it is too stale, or there is none yet."""
+        staleness = self.version - version
+        if staleness == 0:
+            return self.version_head
+        return self.earlier_heads[-staleness] if 0 < staleness <= len(self.earlier_heads) else None
 
 
-def begin(entry: SnapshotEntry, digest: bytes) -> ChainState:
+def begin(entry: SnapshotEntry, digest: bytes, staleness_max: int = 0) -> ChainState:
     """The state of a reader whose first entry is this snapshot."""
     return ChainState(
         head=digest,
@@ -90,6 +100,8 @@ def begin(entry: SnapshotEntry, digest: bytes) -> ChainState:
         directory_digest=entry.directory_digest,
         run=entry.run,
         controlled_us=entry.controlled_us,
+        staleness_max=staleness_max,
+        earlier_heads=entry.earlier_heads,
     )
 
 
@@ -112,9 +124,11 @@ def advance(state: ChainState, entry: Entry, digest: bytes) -> ChainState:
         case DrawEntry():
             return replace(state, head=digest, draw=OpenDraw(digest, entry.groups, entry.root))
         case ChangeEntry():
+            heads = (*state.earlier_heads, state.version_head)
             return replace(
                 state,
                 head=digest,
+                earlier_heads=heads[max(0, len(heads) - state.staleness_max) :],
                 version=entry.version,
                 version_head=digest,
                 attempt=0,
@@ -141,6 +155,7 @@ def _snapshot_fits(state: ChainState, entry: SnapshotEntry) -> bool:
         state.draw is None
         and entry.version == state.version
         and entry.version_head == state.version_head
+        and entry.earlier_heads == state.earlier_heads
         and entry.attempt == state.attempt
         and entry.weights_sha256 == state.weights_sha256
         and entry.clipping_norm == state.clipping_norm

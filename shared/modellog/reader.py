@@ -25,7 +25,16 @@ from shared.modellog.entries import PieceBuffer, SealedEntry, assemble, body_siz
 from shared.modellog.listed import decode_listed
 from shared.plan import Plan, decode_plan
 from shared.wire.framing import Opened, Opener, split_batch
-from shared.wire.log_messages import ChangeEntry, DirectoryEntry, Entry, Mark, Piece, SnapshotEntry
+from shared.wire.log_messages import (
+    ChangeEntry,
+    DirectoryEntry,
+    DrawEntry,
+    Entry,
+    Mark,
+    Piece,
+    SnapshotEntry,
+    VoidEntry,
+)
 
 PIECES_BYTES_FLOOR = 64 << 20
 PIECES_BYTES_UNKNOWN_MODEL = 4 << 30
@@ -63,7 +72,8 @@ class LogReader:
     """The state of one reader: chain, plan, and the weights of the present version.
 
     `weights` is float32 (d,), never changed in place: each version is a new array, so that a training run can
-    keep the one it began with. `coordinates` holds the positions of the present round (None: all). `signed_directory`
+    keep the one it began with. `coordinates` holds the positions of the present round (None: all; in
+    asynchronous mode there are none before the draw). `signed_directory`
     is the one in force in the log; `members` takes it over, unless it knows a newer one.
     """
 
@@ -72,6 +82,7 @@ class LogReader:
         self.members = members
         self._pieces = PieceBuffer(PIECES_BYTES_UNKNOWN_MODEL)
         self._expected: tuple[bytes, np.ndarray] | None = None
+        self._drawn: tuple[bytes, np.ndarray | None] | None = None
         self._built_on = False
         self.chain: ChainState | None = None
         self.plan: Plan | None = None
@@ -161,9 +172,12 @@ class LogReader:
         signed = self._pieces.joined(entry.directory)
         if weights is None or signed is None:
             return RefusalReason.WRONG_SIZE
+        staleness_max = plan.round.staleness_max
+        if len(entry.earlier_heads) != min(entry.version, staleness_max):
+            return RefusalReason.NOT_ALLOWED
         if not self._take_directory(signed, entry.directory_number, entry.directory_digest):
             return RefusalReason.BAD_SIGNATURE
-        self.chain = begin(entry, digest)
+        self.chain = begin(entry, digest, staleness_max)
         self.plan = plan
         self.plan_digest = plan.digest()
         self.weights = weights
@@ -192,6 +206,10 @@ class LogReader:
                     return RefusalReason.WRONG_SIZE
                 self.weights = weights
                 self._choose_coordinates(digest)
+            case DrawEntry() if self._drawn_coordinates:
+                self.coordinates = self.coordinates_of(digest)
+            case VoidEntry() if self._drawn_coordinates:
+                self.coordinates = None
             case DirectoryEntry():
                 signed = contents(entry, self._pieces, DIRECTORY_BYTES_MAX)
                 if signed is None:
@@ -261,19 +279,34 @@ class LogReader:
             values = whole
         return values if weights_digest(values) == entry.weights_sha256 else None
 
+    def coordinates_of(self, draw: bytes) -> np.ndarray | None:
+        """The positions of the round with this draw, whose entry need not have come yet; None as in `coordinates`."""
+        assert self.plan is not None
+        if not self._drawn_coordinates:
+            return self.coordinates
+        if self._drawn is None or self._drawn[0] != draw:
+            self._drawn = draw, round_coordinates(self.plan, draw)
+        return self._drawn[1]
+
     def _choose_coordinates(self, version_head: bytes) -> None:
         assert self.plan is not None
-        self.coordinates = round_coordinates(self.plan, version_head)
+        self.coordinates = None if self._drawn_coordinates else round_coordinates(self.plan, version_head)
+
+    @property
+    def _drawn_coordinates(self) -> bool:
+        """Whether the draw chooses them: nobody knows before which versions its updates were trained on."""
+        return self.plan is not None and self.plan.round.mode == "async"
 
 
-def round_coordinates(plan: Plan, version_head: bytes) -> np.ndarray | None:
+def round_coordinates(plan: Plan, entry: bytes) -> np.ndarray | None:
     """The k positions that the clients of a round send (sorted), or None for all, or for those that each chooses.
 
-    They are seeded by the entry that made the version, so every client knows them before it trains.
+    They are seeded by the hash of an entry. In synchronous mode it is the one that made the version, so every client
+    knows them before it trains; in asynchronous mode, where clients train on different versions, it is the draw's.
     """
     if plan.codec.selection in ("dense", "top_k"):
         return None
-    seed = random_seed(version_head, "round coordinates")
+    seed = random_seed(entry, "round coordinates")
     return select_coordinates(seed, plan.dimension, plan.coordinate_count)
 
 

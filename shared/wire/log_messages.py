@@ -27,6 +27,10 @@ INLINE_BYTES_MAX = 256 << 10
 """A log entry's body up to this size travels inside the entry itself."""
 
 
+HEADS_MAX = 255
+"""So many earlier versions' heads fit into a snapshot, and an update may be so many versions stale."""
+
+
 class Piece(Message):
     """One piece of an entry's body; the entry, which follows, names it by its SHA-256."""
 
@@ -64,12 +68,14 @@ class SnapshotEntry(Entry):
     """The whole model of `version` (body: float32 little endian), with all that a new reader has to know.
 
     `directory` names the pieces of the signed directory in force, which stand before those of the body.
+    `earlier_heads` are those of the versions before, oldest first, on which an update may still have been trained.
     """
 
     kind: ClassVar[Kind] = Kind.SNAPSHOT
 
     version: Version
     version_head: Hash
+    earlier_heads: Annotated[tuple[Hash, ...], Field(max_length=HEADS_MAX)] = ()
     attempt: Counter
     weights_sha256: Hash
     clipping_norm: Annotated[float, Field(gt=0)]

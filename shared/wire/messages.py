@@ -176,7 +176,11 @@ class Status(Message):
 
 
 class Task(Message):
-    """Asks one client to train on `version`; tells a worker that has no log yet where the newest snapshot begins."""
+    """Asks one client to train on `version`; tells a worker that has no log yet where the newest snapshot begins.
+
+    `drawn` is the highest counter of its offers that a draw has taken: one up to there does not wait any more. (In
+    synchronous mode every client sees that in the log.)
+    """
 
     kind: ClassVar[Kind] = Kind.TASK
 
@@ -185,6 +189,7 @@ class Task(Message):
     attempt: Counter
     head: Hash
     snapshot_offset: Counter
+    drawn: Counter = 0
 
 
 class Reminder(Message):

@@ -83,8 +83,8 @@ def test_a_held_offer_counts_for_nothing_until_the_round_is_over() -> None:
 
     assert len(pool) == 1
     assert "b" not in pool
-    assert pool.next_round() == ([late], [held])
-    assert pool.next_round() == ([], [])
+    assert pool.next_round(lambda _: True) == ([late], [held])
+    assert pool.next_round(lambda _: True) == ([], [])
 
 
 def test_who_leaves_takes_both_offers_along() -> None:
@@ -120,11 +120,11 @@ def test_every_receipt_comes_out_exactly_once(steps: list[tuple]) -> None:
             case ("draw", _):
                 out += [offer.receipt for offer in pool.draw()]
             case ("next", _):
-                late, held_ones = pool.next_round()
+                late, held_ones = pool.next_round(lambda _: True)
                 out += [offer.receipt for offer in (*late, *held_ones)]
             case (_, client):
                 out += [settle.receipt for settle in pool.withdraw(client)]
-    late, held_ones = pool.next_round()
+    late, held_ones = pool.next_round(lambda _: True)
     out += [offer.receipt for offer in (*late, *held_ones)]
 
     assert sorted(map(id, out)) == sorted(map(id, given_in))

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from coordinator.dry_run import foresee
 from coordinator.presets import preset_of, with_preset
 from coordinator.settings import CoordinatorSettings, plan_of
 from shared.errors import PlanError, WorkloadError
 from shared.plan import Plan
+from shared.plan_sections import CodecPlan, PrivacyPlan, RoundPlan
 from shared.privacy.accountant import epsilon_of
 from shared.workloads.loading import load_workload
 from shared.workloads.port import Preset
@@ -50,6 +52,25 @@ def test_what_is_set_by_hand_stays() -> None:
     )
     assert (made.dimension, made.codec.density, made.codec.selection) == (9610, 0.5, "restricted")
     assert (made.round.rounds, made.training.optimizer.options, made.steering.ema) == (10, {"lr": 0.5}, 0.0)
+
+
+def test_in_asynchronous_mode_the_preset_is_dense_and_less_is_warned_about() -> None:
+    made = plan(round={"mode": "async"})
+    assert (made.codec.selection, made.codec.density, made.round.rounds) == ("dense", 1.0, 60)
+    assert foresee(made, 20).warnings == ()
+
+    sparse = plan(round={"mode": "async"}, codec={"selection": "random", "density": 0.6})
+    (warning,) = foresee(sparse, 20).warnings
+    assert "in the mode 'async' nobody knows while training which coordinates are sent" in warning
+
+
+def test_asynchronous_records_are_sent_dense_without_a_preset_too() -> None:
+    given = {"round": RoundPlan(mode="async"), "workload": "digits_linear", "privacy": PrivacyPlan(**RECORD)}
+    workload = load_workload("digits_linear", {})
+    directory = make_federation(20).directory
+    assert plan_of(CoordinatorSettings(**given), directory, workload).codec.selection == "dense"
+    sparse = CoordinatorSettings(**given, codec=CodecPlan(density=0.5))
+    assert plan_of(sparse, directory, workload).codec.selection == "random"
 
 
 @pytest.mark.parametrize(("epsilon", "rate"), [(8.0, 2.0), (2.0, 1.0)])

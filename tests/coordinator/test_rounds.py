@@ -24,7 +24,8 @@ from coordinator.events import (
     Tick,
     TookOffice,
 )
-from coordinator.scheduler.rounds import VOID_DRAWS_ALARM, Scheduler
+from coordinator.scheduler.attempt import VOID_DRAWS_ALARM
+from coordinator.scheduler.rounds import Scheduler
 from shared.effects import Append, Note, Settle
 from shared.errors import RefusalReason
 from shared.modellog.chain import GENESIS

@@ -100,7 +100,7 @@ class Stage:
         ]
 
     def transcript(self, client: str) -> bytes:
-        ground = ground_of(self.desk.log)
+        ground = ground_of(self.desk.log, self.draw.sealed.digest)
         return transcript_of(ground, self.draw.sealed.digest, 0, self.group_of(client))
 
     def close(self) -> EntryAccepted:

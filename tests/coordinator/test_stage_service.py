@@ -103,7 +103,7 @@ class Stage:
         body = bytes(form.length * form.word_type.itemsize)
         for client in clients:
             transcript = transcript_of(
-                ground_of(self.book.reader), self.draw, self.book.chain.version, self.groups[client]
+                ground_of(self.book.reader, self.draw), self.draw, self.book.chain.version, self.groups[client]
             )
             pieces = [bytes(piece) for piece in cut(memoryview(body))]
             for part, piece in enumerate(pieces):

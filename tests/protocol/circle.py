@@ -254,7 +254,7 @@ class Circle:
 
     @property
     def transcript(self) -> bytes:
-        ground = ground_of(self.book.reader)
+        ground = ground_of(self.book.reader, self.entry.digest)
         return transcript_of(ground, self.entry.digest, self.book.chain.version, self.group)
 
     @property

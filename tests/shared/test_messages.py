@@ -124,7 +124,14 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
     g.Agreement: {"transcript": HASH, "participants": PLACES, "arrived": PLACES},
     g.Reveal: {"transcript": HASH, "shares": (bytes(m.MEMBERS_MAX * g.SHARE_BYTES + 1), (b"",), None)},
     m.Reminder: {"client": NAME, "frame": (bytes((4 << 10) + 1), "", None)},
-    m.Task: {"client": NAME, "version": VERSION, "attempt": COUNTER, "head": HASH, "snapshot_offset": COUNTER},
+    m.Task: {
+        "client": NAME,
+        "version": VERSION,
+        "attempt": COUNTER,
+        "head": HASH,
+        "snapshot_offset": COUNTER,
+        "drawn": COUNTER,
+    },
     g.Roster: {
         "client": NAME,
         "draw": HASH,
@@ -175,6 +182,7 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
     e.SnapshotEntry: {
         "version": VERSION,
         "version_head": HASH,
+        "earlier_heads": (*HASHES, (H,) * (e.HEADS_MAX + 1)),
         "attempt": COUNTER,
         "weights_sha256": HASH,
         "clipping_norm": NORM,
@@ -283,10 +291,11 @@ def test_unknown_missing_and_changed_fields_are_refused(message_type: type[m.Mes
 
 def test_what_may_be_left_out_of_a_message_is_known() -> None:
     entries = {"body", "pieces"}
-    optional = {m.Offer: {"keys"}, m.Status: {"reason"}}
+    optional = {m.Offer: {"keys"}, m.Status: {"reason"}, m.Task: {"drawn"}, e.SnapshotEntry: {"earlier_heads"}}
 
     for message_type, names in OPTIONAL.items():
-        assert names == (entries if issubclass(message_type, e.Entry) else optional.get(message_type, set()))
+        linked = entries if issubclass(message_type, e.Entry) else set()
+        assert names == linked | optional.get(message_type, set())
 
 
 def test_a_group_is_committed_to_by_its_clients_and_the_digests_of_their_offers() -> None:

@@ -54,7 +54,7 @@ def state_of(log: LogReader) -> tuple[Any, ...]:
     chain = log.chain
     assert isinstance(chain, ChainState)
     coordinates = None if log.coordinates is None else log.coordinates.tobytes()
-    place = (chain.head, chain.term, chain.version, chain.version_head, chain.attempt, chain.draw)
+    place = (chain.head, chain.term, chain.version, chain.version_head, chain.earlier_heads, chain.attempt, chain.draw)
     values = (chain.weights_sha256, chain.clipping_norm, log.weights.tobytes(), coordinates)
     return (*place, *values, log.plan, log.plan_digest, log.directory_digest, log.snapshot_offset)
 

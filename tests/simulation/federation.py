@@ -103,7 +103,7 @@ class Tap:
 
 
 class TimedTraining:
-    """Training whose outcome is there after `duration_s()` of virtual time."""
+    """Training whose outcome is there after `duration_s()` of virtual time, times its client's `slowness` (1)."""
 
     def __init__(self, run: FederationRun, trainer: Trainer, inbox: Inbox[Any]) -> None:
         self._run = run
@@ -117,7 +117,7 @@ class TimedTraining:
         trained = self._run.tamper(trained)
         if isinstance(trained.outcome, TrainingFinished):
             self._run.updates.append((client, trained.outcome))
-        self._due[client] = (self._run.now + self._run.duration_s(), trained)
+        self._due[client] = (self._run.now + self._run.duration_s() * self._run.slowness.get(client, 1.0), trained)
 
     def stop(self, client: str) -> None:
         self._due.pop(client, None)
@@ -170,6 +170,7 @@ class FederationRun:
         self.broker = MemoryBroker(lambda: self.now, faults)
         self.chance = random.Random(seed)
         self.duration_s: Callable[[], float] = lambda: 0.0
+        self.slowness: dict[str, float] = {}
         self.tamper: Callable[[Trained], Trained] = lambda trained: trained
         self.updates: list[tuple[str, TrainingFinished]] = []
         self.notes: list[Note] = []

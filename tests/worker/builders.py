@@ -241,8 +241,9 @@ class Client:
         keys = None
         if self.book.plan.group_size > 1:
             keys = PublicKeys(sealing=hashlib.sha256(client.encode()).digest(), masking=bytes(31) + client[-1].encode())
-        present = {"attempt": chain.attempt, "keys": keys, "worker": f"w-{client[-1]}"}
-        return self.federation.seal_as(client, make_offer(chain.version, chain.version_head, **{**present, **fields}))
+        present = {"version": chain.version, "head": chain.version_head, "attempt": chain.attempt}
+        own = {"keys": keys, "worker": f"w-{client[-1]}"}
+        return self.federation.seal_as(client, make_offer(**{**present, **own, **fields}))
 
     def peer_offer(self, client: str) -> bytes:
         """An offer of another client whose part in the group is really played: see `participants`."""

@@ -99,7 +99,7 @@ def test_a_round_from_the_task_to_the_words() -> None:
     assert only(SpendUpdate, effects) == [SpendUpdate(UpdateId(1))]
     effects = client.disk(effects)
     (words,) = words_of(client, effects)
-    ground = ground_of(client.book.reader)
+    ground = ground_of(client.book.reader, roster.draw)
     assert words.transcript == transcript_of(ground, roster.draw, 0, roster.group)
     (publish,) = only(Publish, effects)
     assert (publish.exchange, publish.routing_key, publish.persistent) == ("test.up", "reply.stage-1.site-0", False)

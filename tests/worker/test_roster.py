@@ -208,3 +208,43 @@ def test_in_groups_of_one_an_offer_brings_no_keys() -> None:
     table = Table(lambda client: one(client, keys=KEYS), group_size=1)
     table.policy = Policy(allow_groups_of_one=True)
     assert table.refusal()[0] is RefusalReason.MALFORMED
+
+
+BUFFERED: dict[str, Any] = {"round": {"mode": "async", "max_staleness": 2}}
+
+
+def later_table(versions: int, **fields: Any) -> Table:
+    """One member has trained on version 0, and so many versions have come since."""
+
+    def offers(client: Client) -> tuple[bytes, ...]:
+        old = {"version": 0, "head": client.book.chain.version_head, **fields}
+        for _ in range(versions):
+            client.book.step(client.book.reader.weights + 1)
+        return client.offer_of(CLIENT), client.offer_of("client-1"), client.offer_of("client-2", **old)
+
+    return Table(offers, **BUFFERED)
+
+
+@pytest.mark.parametrize("versions", [1, 2])
+def test_asynchronous_groups_take_updates_of_earlier_versions_and_attempts(versions: int) -> None:
+    assert [offer.trained_version for offer in later_table(versions, attempt=5).check()[1]] == [versions, versions, 0]
+
+
+def test_but_none_that_is_too_stale() -> None:
+    assert later_table(3).refusal() == (RefusalReason.STALE, "client-2 offers what is too stale")
+
+
+def test_nor_one_of_a_version_to_come() -> None:
+    table = Table(offers_with(2, version=1), **BUFFERED)
+    assert table.refusal() == (RefusalReason.STALE, "client-2 offers what is too stale")
+
+
+def test_nor_one_of_another_model_at_any_version() -> None:
+    for versions in (0, 1, 2):
+        table = later_table(versions, head=b"x" * 32)
+        assert table.refusal() == (RefusalReason.WRONG_PARENT, "client-2 was shown another model")
+
+
+def test_synchronous_groups_take_no_update_of_an_earlier_version() -> None:
+    table = Table(offers_with(2, version=1))
+    assert table.refusal()[0] is RefusalReason.STALE
