@@ -105,7 +105,8 @@ def prepare_words(
     norm = l2_norm(values)
     words: Words = np.empty(form.length, dtype=form.word_type)
     if form.noise is not None:
-        _write_noised(words, values if damping == 1.0 else values * np.float32(damping), form, weight, source)
+        damped = values if damping == 1.0 else values * np.float32(damping * clip_factor(norm, form.clipping_norm))
+        _write_noised(words, damped, form, weight, source)
         return PreparedUpdate(words=words, norm=norm, clipped=norm > form.clipping_norm, clamped=())
     quantize(values, weight * damping * clip_factor(norm, form.clipping_norm), form, source, words)
     unclipped = norm <= form.clipping_norm
