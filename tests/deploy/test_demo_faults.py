@@ -36,6 +36,8 @@ def start_demo(rabbitmq_url: str, tmp_path: Path) -> Iterator[StartDemo]:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                # As from a terminal, also where these tests run in the background: there SIGINT is ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         started.append(process)
         return process

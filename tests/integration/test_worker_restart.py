@@ -49,7 +49,7 @@ def test_a_worker_that_is_killed_goes_on_from_its_state_directory(make_federatio
         2,
         workload_options={"free": held},
         aggregation={"rule": "mean", "trim": 0},
-        round={"rounds": rounds, "min_clients": 2, "round_deadline_s": 120, "status_interval_s": 2},
+        round={"rounds": rounds, "min_clients": 2, "round_deadline_s": 120, "status_interval_s": 8},
     )
     coordinator = federation.start_coordinator()
     first, second = federation.clients
