@@ -30,14 +30,23 @@ def start_demo(rabbitmq_url: str, tmp_path: Path) -> Iterator[StartDemo]:
     def start(*options: str) -> subprocess.Popen[bytes]:
         with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
             process = subprocess.Popen(
-                [*COMMAND, "demo", "--broker", rabbitmq_url, "--report", "report.json", *options],
+                # As from a terminal, also where these tests run in the background: there SIGINT is ignored.
+                [
+                    "env",
+                    "--default-signal=INT",
+                    *COMMAND,
+                    "demo",
+                    "--broker",
+                    rabbitmq_url,
+                    "--report",
+                    "report.json",
+                    *options,
+                ],
                 cwd=tmp_path,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                # As from a terminal, also where these tests run in the background: there SIGINT is ignored.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         started.append(process)
         return process
