@@ -164,7 +164,8 @@ def test_clients_of_top_k_and_of_groups_of_one_are_buffered_too() -> None:
 
 @pytest.mark.slow
 def test_it_is_good_much_sooner_than_rounds_that_wait_for_four_of_five() -> None:
-    waiting = sum(seconds_to(0.9, dice, offer_quorum=0.8, straggler_grace_s=0.0) for dice in range(3))
-    buffered = sum(seconds_to(0.9, dice, mode="async") for dice in range(3))
-    # Measured: 243 seconds and 495; 0.43 to 0.55 times as long.
+    # One run's ratio lies between 0.37 and 0.73, whatever the speeds, as coordinates are drawn anew in each.
+    waiting = sum(seconds_to(0.9, dice, offer_quorum=0.8, straggler_grace_s=0.0) for dice in range(8))
+    buffered = sum(seconds_to(0.9, dice, mode="async") for dice in range(8))
+    # Measured: 747 seconds and 1,479; 0.51 times as long.
     assert buffered <= 0.6 * waiting
