@@ -10,13 +10,13 @@ from dotenv import load_dotenv
 
 from coordinator.cli import coordinator
 from coordinator.settings import CoordinatorSettings
-from deploy import keys_cli, run_control_cli
-from deploy.definitions_cli import definitions
+from deploy.commands import keys, run_control
+from deploy.commands.definitions import definitions
+from deploy.commands.export import export
+from deploy.commands.plan import plan
+from deploy.commands.settings import settings
 from deploy.demo.cli import attacking_worker, demo, doomed_worker, simulate
-from deploy.export_cli import export
 from deploy.inspect import cli as inspect_cli
-from deploy.plan_cli import plan
-from deploy.settings_cli import settings
 from deploy.stack import cli as stack_cli
 from shared.errors import ComitiaError
 from shared.settings import refuse_unknown_variables
@@ -31,10 +31,10 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(simulate)
 stack_cli.mount(app)
-run_control_cli.mount(app)
+run_control.mount(app)
 app.command()(coordinator)
 app.add_typer(worker_cli.app, name="worker")
-app.add_typer(keys_cli.app, name="keys")
+app.add_typer(keys.app, name="keys")
 app.add_typer(inspect_cli.app, name="inspect")
 app.command()(plan)
 app.command()(export)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.settings import CoordinatorSettings
-from deploy.settings_cli import example
+from deploy.commands.settings import example
 from shared.plan_sections import TrainingPlan
 from shared.settings import ProcessSettings
 from worker.settings import WorkerSettings

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from deploy.commands.keys import app
 from deploy.federation_keys import enroll_clients, load_keys, make_federation_keys
-from deploy.keys_cli import app
 from shared.crypto.signing import load_signing_key, save_signing_key
 from shared.errors import ComitiaError, DirectoryError, SettingsError
 from worker.keystore import identity_key

@@ -1,0 +1,1 @@
+"""Commands that are one file each; those with a package of their own are `demo`, `inspect` and `stack`."""
