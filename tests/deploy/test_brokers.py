@@ -244,9 +244,11 @@ def test_a_command_ends_with_its_parent_however_that_dies(signal_name: str, tmp_
         [
             sys.executable,
             "-c",
-            "import os, sys, time\n"
+            "import os, signal, sys, time\n"
             "from pathlib import Path\n"
             "from deploy.leash import Leashed\n"
+            # As from a terminal: what runs in the background ignores Ctrl-C from the start.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "directory = Path(sys.argv[1])\n"
             "child = Leashed(['sh', '-c', 'echo $$; exec sleep 60'], environment=os.environ, directory=directory,\n"
             "                log=directory / 'out', grace_s=1.0)\n"
