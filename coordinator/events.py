@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from coordinator.aggregator.convergence import Evaluation
+from coordinator.kept import Kept
 from shared.codec.validation import Spread
 from shared.effects import Effect, Receipt
 from shared.modellog.reader import Accepted
@@ -76,8 +77,26 @@ class DirectoryArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawnBefore:
+    """A verified offer of a draw that a session before has made."""
+
+    client: str
+    offer: Offer
+    digest: bytes
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TookOffice:
-    """This session writes the log from now on."""
+    """This session writes the log from now on, and goes on from what the journal of the sessions before says.
+
+    `kept` is their state (None: there was none), `drawn` the offers of the open draw, `optimizer` the server
+    optimizer's state at the present version. All are as of the newest record that counts.
+    """
+
+    kept: Kept | None = None
+    drawn: tuple[DrawnBefore, ...] = ()
+    optimizer: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +108,13 @@ class EntryAccepted:
 
 @dataclass(frozen=True, slots=True)
 class DrawMade:
-    """A draw was sealed and is on its way to the log."""
+    """A draw was sealed and is on its way to the log, or stands there since before this session (`resumed`)."""
 
     entry: bytes
     version: int
     groups: int
     clients: tuple[str, ...]
+    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

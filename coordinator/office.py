@@ -1,21 +1,26 @@
-"""How a coordinator takes office: it reads the log to its end, then makes its session the log's present term.
+"""How a coordinator takes office: it reads the log to its end, makes its session the present term, reads the journal.
 
-    state     event                    next      what is done
-    ────────  ───────────────────────  ────────  ───────────────────────────────────────────────────
-    reading   own mark, empty log      founding  first snapshot (term 1) with the initial weights
-    reading   own mark, a chain        claiming  plan compared; term entry
-    founding  own snapshot accepted    office    -
-    claiming  own term accepted        office    an open draw of the session before is closed (void); if the log's
-                                                 number of rounds is not ours, a snapshot with ours
-    office    own void accepted        office    that snapshot, if it waits
-    office    another's term accepted  -         fenced: this session is over
+    state      event                       next       what is done
+    ─────────  ──────────────────────────  ─────────  ─────────────────────────────────────────────────────────────
+    reading    own mark, empty log         founding   first snapshot (term 1) with the initial weights
+    reading    own mark, a chain           claiming   plan compared; term entry
+    founding   own snapshot accepted       office     -
+    claiming   own term accepted           recalling  a mark into the journal
+    recalling  own mark in the journal     office     if the log's number of rounds is not ours and no draw is open, a
+                                                      snapshot with ours
+    office     own entry accepted          office     that snapshot, if it waits and no draw is open
+    recalling  another's term accepted     -          fenced: this session is over
+    office     another's term accepted     -          fenced
 
-The mark is no part of the chain: it only shows where the log ended when we came, which a stream does not tell.
+A mark is no part of the chain: it only shows where a stream ended when we came, which a stream does not tell. Records
+go to the journal, and are confirmed, before their entries to the log; and behind our term no other session's entry is
+accepted. So the record of every entry that counts stands before our mark.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -26,7 +31,7 @@ from shared.errors import PlanError
 from shared.modellog.entries import Sealer
 from shared.modellog.reader import Accepted, LogEvent, Marked, weights_digest
 from shared.plan import Plan
-from shared.wire.log_messages import Mark, SnapshotEntry, TermEntry, VoidEntry
+from shared.wire.log_messages import Mark, SnapshotEntry, TermEntry
 from shared.wire.topology import Names
 
 
@@ -36,27 +41,32 @@ class OfficeState(StrEnum):
     READING = "reading"
     FOUNDING = "founding"
     CLAIMING = "claiming"
+    RECALLING = "recalling"
     IN_OFFICE = "in_office"
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRead:
+    """A mark went by: all that stood in the journal when it was written has been read."""
+
+    session: bytes
 
 
 class Office:
     """The way of one session from reading the log to writing it."""
 
-    def __init__(
-        self, plan: Plan, writer: LogWriter, initial_weights: np.ndarray, continuable: bool, seal: Sealer
-    ) -> None:
+    def __init__(self, plan: Plan, writer: LogWriter, initial_weights: np.ndarray, seal: Sealer) -> None:
         """
         Args:
             plan: what this session was started with; a log that exists must hold the same.
             writer: access to the log.
             initial_weights: float32 (d,), for a federation that does not exist yet.
-            continuable: the log alone is enough to go on (the server optimizer keeps no state).
             seal: the coordinator's signature.
         """
         self._plan = plan
+        self._names = Names(plan.federation)
         self._writer = writer
         self._initial_weights: np.ndarray | None = initial_weights
-        self._continuable = continuable
         self._seal = seal
         self._session = b""
         self._rounds_owed = False
@@ -65,15 +75,17 @@ class Office:
     def start(self, session: bytes) -> Publish:
         """Begin: the mark to publish; `session` is 16 fresh random bytes."""
         self._session = session
-        names = Names(self._plan.federation)
-        return Publish(names.down, names.log, self._seal(Mark(session=session)))
+        return self._mark(self._names.log)
 
-    def handle(self, event: LogEvent) -> tuple[Effect, ...]:
-        """The one door. The writer has observed the event before.
+    def _mark(self, stream: str) -> Publish:
+        return Publish(self._names.down, stream, self._seal(Mark(session=self._session)))
+
+    def handle(self, event: LogEvent | JournalRead) -> tuple[Effect, ...]:
+        """The one door. The writer has observed the log's events before.
 
         Raises:
             Fenced: another session took over.
-            PlanError: the log belongs to another plan, or cannot be continued by this version.
+            PlanError: the log belongs to another plan.
         """
         match self.state, event:
             case OfficeState.READING, Marked(session=session) if session == self._session:
@@ -81,10 +93,13 @@ class Office:
             case OfficeState.FOUNDING, Accepted(entry=SnapshotEntry()) if self._writer.ready:
                 return tuple(self._enter())
             case OfficeState.CLAIMING, Accepted(entry=TermEntry(session=session)) if session == self._session:
+                self.state = OfficeState.RECALLING
+                return (self._mark(self._names.journal),)
+            case OfficeState.RECALLING, JournalRead(session=session) if session == self._session:
                 return tuple(self._enter())
-            case OfficeState.IN_OFFICE, Accepted(entry=TermEntry(term=term)):
+            case OfficeState.RECALLING | OfficeState.IN_OFFICE, Accepted(entry=TermEntry(term=term)):
                 raise Fenced(f"another coordinator has taken over this federation (term {term})")
-            case OfficeState.IN_OFFICE, Accepted() if self._rounds_owed and self._writer.ready:
+            case OfficeState.IN_OFFICE, Accepted() if self._may_tell_rounds:
                 return tuple(self._tell_rounds())
             case _:
                 return ()
@@ -117,23 +132,20 @@ class Office:
                 f"the federation {theirs.federation!r} already runs under another plan (different: {fields}); "
                 "use its settings, or another federation name"
             )
-        if not self._continuable:
-            raise PlanError(
-                "aggregation.server_optimizer keeps state that a restarted coordinator cannot rebuild yet; "
-                "only SGD without momentum can be continued"
-            )
 
     def _enter(self) -> Iterator[Effect]:
         chain = self._writer.chain
         assert chain is not None
         self.state = OfficeState.IN_OFFICE
         yield note("in_office", term=chain.term, version=chain.version)
-        if chain.draw is not None:
-            void = VoidEntry(parent=chain.head, term=chain.term, draw=chain.draw.entry, reason="coordinator restarted")
-            yield self._writer.append(void)
         self._rounds_owed = self._log_rounds != self._plan.round.rounds
-        if self._rounds_owed and self._writer.ready:
+        if self._may_tell_rounds:
             yield from self._tell_rounds()
+
+    @property
+    def _may_tell_rounds(self) -> bool:
+        chain = self._writer.chain
+        return self._rounds_owed and self._writer.ready and chain is not None and chain.draw is None
 
     @property
     def _log_rounds(self) -> int:

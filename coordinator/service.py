@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -36,19 +37,21 @@ from coordinator.events import (
     Tick,
     TookOffice,
 )
+from coordinator.journal import JournalReader, JournalWriter
+from coordinator.kept import Kept
 from coordinator.log_writer import LogWriter
-from coordinator.office import Office, OfficeState
+from coordinator.office import JournalRead, Office, OfficeState
 from coordinator.outage_clock import OutageClock
 from coordinator.scheduler.rounds import Scheduler
 from coordinator.status.record import RunRecord
 from coordinator.summing.stage import SummingStage
 from shared.crypto.signing import SigningKey, VerificationCache
-from shared.effects import Effect, Note, Receipt, Settle, note
+from shared.effects import Append, Effect, Note, Receipt, Settle, note
 from shared.errors import BrokerUnavailable
 from shared.identity import COORDINATOR
 from shared.incoming import Received, keys_of, open_delivery, transport_note, unexpected
 from shared.membership import Membership
-from shared.modellog.reader import Accepted, LogReader, Skipped
+from shared.modellog.reader import Accepted, LogEvent, LogReader, Skipped
 from shared.outgoing import Outgoing
 from shared.plan import Plan
 from shared.telemetry import Telemetry
@@ -70,6 +73,7 @@ from shared.wire.topology import (
     client_queue,
     federation_topology,
     groups_queue,
+    journal_queue,
     log_queue,
     offers_queue,
     stage_queue,
@@ -155,8 +159,12 @@ class CoordinatorService:
         writer = LogWriter(self.log, plan, seal_as_coordinator)
         aggregator = Aggregator(plan, writer)
         self._writer = writer
-        self._continuable = aggregator.continuable
-        self._office = Office(plan, writer, initial_weights, aggregator.continuable, seal_as_coordinator)
+        self._aggregator = aggregator
+        self._office = Office(plan, writer, initial_weights, seal_as_coordinator)
+        self._scheduler = Scheduler(plan, writer, seal_as_coordinator)
+        optimizer_state = aggregator.optimizer_state if aggregator.moves_all else None
+        self._journal = JournalWriter(self._keep, optimizer_state, seal_as_coordinator)
+        self._recall: JournalReader | None = JournalReader(self._opener, 4 * plan.dimension)
         self._record = RunRecord(plan, self.log, lambda: (self._bytes_in, self._outgoing.bytes_published))
         self._sums_here = sums_here
         stage = SummingStage(self._stage_id, plan, self.log, self._opener, seal_as_coordinator)
@@ -165,7 +173,7 @@ class CoordinatorService:
             aggregator,
             RunControl(writer),
             Enrolment(writer, members),
-            Scheduler(plan, writer, seal_as_coordinator),
+            self._scheduler,
             SumCollector(plan, self.log),
             *((stage,) if sums_here else ()),
             self._record,
@@ -182,7 +190,7 @@ class CoordinatorService:
         model_bytes = 4 * self._plan.dimension
         self._transport.declare(federation_topology(self._names, self._clients, model_bytes))
         self._transport.consume(log_queue(self._names, model_bytes), prefetch=LOG_PREFETCH, start="first")
-        if not self._continuable and self._plan.codec.selection != "dense":
+        if self._aggregator.moves_all and self._plan.codec.selection != "dense":
             self.telemetry.note(
                 note(
                     "dense_entries",
@@ -210,7 +218,17 @@ class CoordinatorService:
         for effect in effects:
             if isinstance(effect, Note):
                 self.telemetry.note(effect)
-        self._outgoing.carry_out(effect for effect in effects if not isinstance(effect, Note))
+        self._outgoing.carry_out(self._with_record(effect) for effect in effects if not isinstance(effect, Note))
+
+    def _with_record(self, effect: Effect) -> Effect:
+        """When all machines have seen what led to an entry, what they keep is written down ahead of it."""
+        if not isinstance(effect, Append):
+            return effect
+        record = self._journal.record(effect.sealed)
+        return effect if record is None else replace(effect, record=record.frames())
+
+    def _keep(self, entry: Entry) -> Kept:
+        return Kept(self._scheduler.keep(entry), self._record.keep(), self._aggregator.changed_bytes)
 
     @property
     def messages_published(self) -> int:
@@ -221,14 +239,17 @@ class CoordinatorService:
         match item:
             case Delivered(queue, deliveries) if queue == self._names.log:
                 return self._read_log(deliveries, effects)
+            case Delivered(queue, deliveries) if queue == self._names.journal:
+                return self._read_journal(deliveries, effects)
             case Delivered(_, deliveries):
                 return [event for delivery in deliveries for event in self._open(delivery, effects)]
             case Confirmed(through):
                 self._outgoing.on_confirmed(through)
             case EvaluationFinished() | DirectoryArrived():
                 return [item]
-            case Refused(_, routing_key, reason) if routing_key == self._names.log:
-                raise BrokerUnavailable(f"the broker refuses entries of the model log {routing_key}: {reason}")
+            case Refused(_, routing_key, reason) if routing_key in (self._names.log, self._names.journal):
+                what = "entries of the model log" if routing_key == self._names.log else "records of the journal"
+                raise BrokerUnavailable(f"the broker refuses {what} {routing_key}: {reason}")
             case _:
                 told = transport_note(item)
                 effects += () if told is None else (told,)
@@ -295,7 +316,9 @@ class CoordinatorService:
             for event in self.log.feed(delivery.offset, delivery.body):
                 self._writer.observe(event)
                 was_in_office = self._office.state is OfficeState.IN_OFFICE
-                effects += self._office.handle(event)
+                if self._recall is not None and isinstance(event, Accepted):
+                    self._recall.observe(event)
+                effects += self._ask_office(event)
                 if isinstance(event, Skipped):
                     effects.append(note("log_entry_skipped", "debug", reason=event.reason, detail=event.detail))
                 elif was_in_office and isinstance(event, Accepted):
@@ -304,9 +327,27 @@ class CoordinatorService:
                 elif not was_in_office and isinstance(event, Accepted):
                     self._record.observe(event.entry)
                 if not was_in_office and self._office.state is OfficeState.IN_OFFICE:
-                    self._begin_work()
-                    yield TookOffice()
+                    yield self._begin_work()
             effects.append(Settle(Receipt(delivery, 1)))
+
+    def _ask_office(self, event: LogEvent | JournalRead) -> Iterable[Effect]:
+        before = self._office.state
+        effects = self._office.handle(event)
+        if self._office.state is OfficeState.RECALLING is not before:
+            queue = journal_queue(self._names, 4 * self._plan.dimension)
+            self._transport.consume(queue, prefetch=LOG_PREFETCH, start="first")
+        return effects
+
+    def _read_journal(self, deliveries: Sequence[Delivery], effects: list[Effect]) -> Iterable[Event]:
+        for delivery in deliveries:
+            assert delivery.offset is not None
+            effects.append(Settle(Receipt(delivery, 1)))
+            for session in self._recall.feed(delivery.offset, delivery.body) if self._recall is not None else ():
+                effects += self._ask_office(JournalRead(session))
+                if self._office.state is OfficeState.IN_OFFICE:
+                    self._transport.cancel(delivery.queue)
+                    yield self._begin_work()
+                    break
 
     def _declare_new_clients(self, entry: Entry) -> None:
         if isinstance(entry, DirectoryEntry):
@@ -314,8 +355,8 @@ class CoordinatorService:
             queues = tuple(client_queue(self._names, client) for client in self._clients if client not in before)
             self._transport.declare(Topology(exchanges=(), queues=queues))
 
-    def _begin_work(self) -> None:
-        """In office: consume what this session is now responsible for."""
+    def _begin_work(self) -> TookOffice:
+        """In office: consume what this session is now responsible for, and go on from what the journal says."""
         prefetch = max(OFFERS_PREFETCH_MIN, 2 * len(self._clients))
         if self._sums_here:
             queue = stage_queue(self._names, self._stage_id, 4 * self._plan.dimension)
@@ -323,3 +364,8 @@ class CoordinatorService:
             self._transport.consume(groups_queue(self._names), prefetch=GROUPS_PREFETCH)
         self._transport.consume(sums_queue(self._names), prefetch=SUMS_PREFETCH)
         self._transport.consume(offers_queue(self._names), prefetch=min(prefetch, 65_535))
+        assert self._recall is not None
+        recalled, self._recall = self._recall, None
+        if recalled.is_behind:
+            self.telemetry.note(note("journal_is_behind", "warning"))
+        return recalled.took_office()

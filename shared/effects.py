@@ -7,6 +7,7 @@ the broker deliver again, never lose.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -44,9 +45,10 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Append an entry and its pieces to the model log."""
+    """Append an entry and its pieces to the model log, once the journal holds what `record` yields (frames)."""
 
     sealed: SealedEntry
+    record: Iterable[bytes] = ()
 
 
 Level = Literal["debug", "info", "warning", "error"]

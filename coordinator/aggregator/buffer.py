@@ -10,6 +10,7 @@
     buffering  all groups ended or deadline, no quorum       appended   void entry
     appended   own entry accepted                            idle       buffers dropped; a snapshot, if one is due
     any        RateLowered                                   -          the next step's learning rate
+    idle       TookOffice                                    idle       what the journal keeps is taken over
 
 A sum beats a giving up, whichever came first: a stage that was replaced may give up what its successor sums. A second
 sum of a group is dropped; one that differs raises an alarm, since no two can be opened.
@@ -42,6 +43,7 @@ from coordinator.events import (
     StepTaken,
     Tell,
     Tick,
+    TookOffice,
 )
 from coordinator.log_writer import LogWriter
 from shared.codec.flatten import FloatVector
@@ -49,7 +51,7 @@ from shared.codec.positions import decode_positions
 from shared.codec.quantize import SlotSums, SumFormat, open_mean, open_slots, spread
 from shared.codec.validation import is_validation_slot, read_spreads
 from shared.effects import note
-from shared.errors import RemoteProtocolError
+from shared.errors import RemoteProtocolError, StateError
 from shared.modellog.chain import GENESIS, ChainState
 from shared.modellog.listed import encode_listed
 from shared.modellog.reader import weights_digest
@@ -103,7 +105,8 @@ class Aggregator:
         self._log = writer.log
         choice = plan.aggregation.server_optimizer
         self._optimizer = ServerOptimizer(choice.name, choice.options, plan.dimension)
-        self.continuable = not self._optimizer.touches_all
+        self.moves_all = self._optimizer.touches_all
+        """Whether a step moves all coordinates, and leaves a state behind that the next one needs."""
         self._buffer: DrawBuffer | None = None
         self._changed_bytes = 0
         self._plateau_factor = 1.0
@@ -111,6 +114,9 @@ class Aggregator:
     def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
         """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
         match event:
+            case TookOffice():
+                self._recall(event)
+                return ()
             case DrawMade():
                 self._buffer = self._open(event, now)
                 return ()
@@ -128,6 +134,30 @@ class Aggregator:
             case _:
                 return ()
         return (*effects, *self._maybe_step(now))
+
+    @property
+    def changed_bytes(self) -> int:
+        """What change entries have taken since the last snapshot."""
+        return self._changed_bytes
+
+    def optimizer_state(self) -> bytes:
+        """What the next step needs besides the weights."""
+        return self._optimizer.state_bytes()
+
+    def _recall(self, event: TookOffice) -> None:
+        assert self._log.chain is not None
+        if event.kept is not None:
+            self._changed_bytes = event.kept.changed_bytes
+            self._plateau_factor = event.kept.run.steering.rate_factor
+        if not self.moves_all or self._log.chain.version == 0:
+            return
+        if event.optimizer is None:
+            raise StateError(
+                f"the journal has no state of the server optimizer for version {self._log.chain.version}, and without "
+                "it the next step would be another; begin a new federation with this model (comitia export, "
+                "--initial-weights)"
+            )
+        self._optimizer.load_state(event.optimizer)
 
     def _open(self, draw: DrawMade, now: float) -> DrawBuffer:
         assert self._log.chain is not None
@@ -287,7 +317,8 @@ class Aggregator:
 
     def _maybe_snapshot(self, change: ChangeEntry) -> Iterator[CoordinatorEffect]:
         due = change.version % self._plan.round.snapshot_every == 0
-        if due or self._changed_bytes > self._log.weights.nbytes:
+        # What tells of more rounds is a snapshot as well, and may be on its way.
+        if self._writer.ready and (due or self._changed_bytes > self._log.weights.nbytes):
             yield self._writer.snapshot(self._log.weights)
 
 

@@ -10,8 +10,8 @@
 
 Better is what `BestVersion` calls better: higher accuracy, else lower loss. A version that was passed over starts
 nothing, but its number counts. What is seen lags: the next version is already in the making while one is evaluated, so
-a lowered rate applies one or two versions later. And it lives in the coordinator's memory: one that was restarted
-takes its first evaluation for the best so far, and begins with the schedule's rate.
+a lowered rate applies one or two versions later. The journal keeps what was seen, as of its last record; the newest
+version, whose evaluation a coordinator may have taken with it, is evaluated again by its successor.
 
 Evaluations are the coordinator's own, or with `watch` "clients" the means of what clients measured: of a version they
 come with the sums of the round that trains on it, so one version later, and of the last one never.
@@ -43,36 +43,43 @@ class Verdict:
 
 
 @dataclass(slots=True)
+class SteeringState:
+    """What one run has come to; the journal keeps it. Versions count from the first one that was seen."""
+
+    rate_factor: float = 1.0
+    best: BestVersion = field(default_factory=BestVersion)
+    newest: int = -1
+    improved_at: int = -1
+    lowered_at: int = -1
+    falls_from: Evaluation | None = None
+    last: Evaluation | None = None
+    falls: int = 0
+    norm_is_high: bool = False
+
+
+@dataclass(slots=True)
 class Steering:
-    """Follows one run. Versions count from the first one that was seen; `clipping_norm` is the plan's C."""
+    """Follows one run; `clipping_norm` is the plan's C."""
 
     plan: SteeringPlan
     clipping_norm: float
-    rate_factor: float = 1.0
-    _best: BestVersion = field(default_factory=BestVersion)
-    _newest: int = -1
-    _improved_at: int = -1
-    _lowered_at: int = -1
-    _falls_from: Evaluation | None = None
-    _last: Evaluation | None = None
-    _falls: int = 0
-    _norm_is_high: bool = False
+    state: SteeringState = field(default_factory=SteeringState)
 
     def judge(self, evaluation: Evaluation) -> Verdict:
         """Take an evaluation into account."""
-        best = self._best.record(evaluation)
-        if best or self._newest < 0:
-            self._improved_at = max(self._improved_at, evaluation.version)
-        if evaluation.version <= self._newest:
+        best = self.state.best.record(evaluation)
+        if best or self.state.newest < 0:
+            self.state.improved_at = max(self.state.improved_at, evaluation.version)
+        if evaluation.version <= self.state.newest:
             return Verdict(best=best)
-        self._newest = evaluation.version
+        self.state.newest = evaluation.version
         alarm = self._watch_fall(evaluation)
         return Verdict(best=best, rate_factor=self._lowered(), stop=self._reason_to_stop(), alarm=alarm)
 
     def watch_norm(self, clipping_norm: float) -> str:
         """Take the next round's C into account; return an alarm, or nothing."""
-        was_high, self._norm_is_high = self._norm_is_high, clipping_norm > NORM_ALARM * self.clipping_norm
-        if was_high or not self._norm_is_high:
+        was_high, self.state.norm_is_high = self.state.norm_is_high, clipping_norm > NORM_ALARM * self.clipping_norm
+        if was_high or not self.state.norm_is_high:
             return ""
         return (
             f"updates have become long: the clipping norm has grown from {self.clipping_norm:.3g} to "
@@ -80,12 +87,12 @@ class Steering:
         )
 
     def _watch_fall(self, evaluation: Evaluation) -> str:
-        if self._last is not None and _worse(evaluation, self._last):
-            self._falls += 1
+        if self.state.last is not None and _worse(evaluation, self.state.last):
+            self.state.falls += 1
         else:
-            self._falls, self._falls_from = 0, evaluation
-        self._last, first = evaluation, self._falls_from
-        if self._falls != FALLS_ALARM or first is None:
+            self.state.falls, self.state.falls_from = 0, evaluation
+        self.state.last, first = evaluation, self.state.falls_from
+        if self.state.falls != FALLS_ALARM or first is None:
             return ""
         where = " at the clients" if self.plan.watch == "clients" else ""
         what = f"for {FALLS_ALARM} versions in a row"
@@ -96,17 +103,18 @@ class Steering:
 
     def _lowered(self) -> float | None:
         patience = self.plan.plateau_patience
-        if patience is None or self._newest - max(self._improved_at, self._lowered_at) < patience:
+        if patience is None or self.state.newest - max(self.state.improved_at, self.state.lowered_at) < patience:
             return None
-        self._lowered_at = self._newest
-        self.rate_factor *= self.plan.rate_drop
-        return self.rate_factor
+        self.state.lowered_at = self.state.newest
+        self.state.rate_factor *= self.plan.rate_drop
+        return self.state.rate_factor
 
     def _reason_to_stop(self) -> str:
         patience = self.plan.stop_patience
-        if patience is None or self._newest - self._improved_at < patience:
+        if patience is None or self.state.newest - self.state.improved_at < patience:
             return ""
-        return f"no better version for {self._newest - self._improved_at} versions; the best is {self._improved_at}"
+        improved_at = self.state.improved_at
+        return f"no better version for {self.state.newest - improved_at} versions; the best is {improved_at}"
 
 
 def _worse(evaluation: Evaluation, than: Evaluation) -> bool:

@@ -37,6 +37,12 @@ class Round:
         """Begin to wait anew."""
         self.started_at, self.deadline, self.quorum_at = now, now + deadline_s, None
 
+    def reopen(self, now: float, deadline_s: float) -> None:
+        """Begin anew behind a pause, with the offers that are there."""
+        self.restart(now, deadline_s)
+        self.said_waiting = False
+        self.offer_times.clear()
+
     def say_waiting(self, offers: int, needed: int, live: int) -> Iterator[Note]:
         """Say once that there are too few offers, or clients, and that nothing is done about it."""
         if not self.said_waiting:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from coordinator.kept import ClientMemory
 from shared.wire.messages import CLOSED_STATES, REMINDER_BYTES_MAX, ClientState, Status
 
 SILENT_INTERVALS = 3
@@ -19,7 +20,8 @@ BACK_OFF_MAX = 64
 class ClientRecord:
     """What the coordinator knows of one client. `phase` is where it was when it was last heard of.
 
-    `newest` is the frame with the highest counter that it has signed, `counter` that counter.
+    `newest` is the frame with the highest counter that it has signed, `counter` that counter. `heard`: in this
+    session, or last in the one before.
     """
 
     heard_at: float = 0.0
@@ -31,6 +33,7 @@ class ClientRecord:
     strikes: int = 0
     backed_off_until: int = 0
     exhausted: bool = False
+    heard: bool = False
     counter: int = -1
     newest: bytes = b""
 
@@ -54,7 +57,7 @@ class Roll:
             return None
         was_live = record.live
         record.sequence = status.sequence
-        record.heard_at = now
+        record.heard_at, record.heard = now, True
         record.live = status.state not in CLOSED_STATES
         record.exhausted = status.state is ClientState.BUDGET_EXHAUSTED
         if status.state is ClientState.TRAINING:
@@ -62,9 +65,26 @@ class Roll:
         return record.live and not was_live
 
     @property
+    def records(self) -> Mapping[str, ClientRecord]:
+        """What is known of each client; to be read only."""
+        return self._records
+
+    def recall(self, memory: ClientMemory, now: float) -> None:
+        """Take over what a session before knew of a client; one that took part has as long as any to be heard again."""
+        self._records[memory.client] = ClientRecord(
+            heard_at=now,
+            heard=memory.live,
+            live=memory.live,
+            strikes=memory.strikes,
+            backed_off_until=memory.backed_off_until,
+            counter=memory.counter,
+            newest=memory.newest,
+        )
+
+    @property
     def heard_of(self) -> frozenset[str]:
         """Clients that have been heard of in this session, whether they take part or not."""
-        return frozenset(self._records)
+        return frozenset(client for client, record in self._records.items() if record.heard)
 
     @property
     def exhausted(self) -> frozenset[str]:
@@ -104,7 +124,7 @@ class Roll:
     def heard(self, client: str, version: int, phase: str, now: float) -> None:
         """Note an offer or words: signs of life too, but whether the client takes part is another matter."""
         record = self._records.setdefault(client, ClientRecord())
-        record.heard_at = now
+        record.heard_at, record.heard = now, True
         record.version, record.phase = version, phase
 
     def join(self, client: str) -> bool:

@@ -34,6 +34,11 @@ class FullPool:
         self._plan = plan
         self._counted_for: dict[str, int] = {}
 
+    @property
+    def counted_for(self) -> dict[str, int]:
+        """The version whose draw took a client's update last, by client."""
+        return self._counted_for
+
     def counted(self, clients: Collection[str], version: int) -> None:
         """The draw of this version took these clients' updates, and a step came of it."""
         self._counted_for.update(dict.fromkeys(clients, version))

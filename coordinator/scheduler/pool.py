@@ -77,6 +77,15 @@ class Pool:
         """Whose offers wait."""
         return frozenset(self._waiting)
 
+    @property
+    def drawn_counters(self) -> dict[str, int]:
+        """The highest counter of the offers that were drawn, by client."""
+        return self._drawn_counter
+
+    def recall(self, client: str, counter: int) -> None:
+        """A session before has drawn this client's offers up to this counter."""
+        self._drawn_counter[client] = counter
+
     def drawn_counter(self, client: str) -> int:
         """The highest counter of a client's offers that were drawn; 0 if none was."""
         return self._drawn_counter.get(client, 0)

@@ -9,7 +9,9 @@ wait on. Below `min_offers` there is no draw: the federation waits and says so.
 
     state      event                                  next       what is done
     ─────────  ─────────────────────────────────────  ─────────  ──────────────────────────────────────────────────
-    -          TookOffice                             gathering  a round without a cohort
+    -          TookOffice                             gathering  what the journal keeps is taken over; a round without
+                                                                 a cohort; an open draw goes on (jobs again), or is
+                                                                 closed (void) if its offers are not kept
     gathering  enough clients are live                open       the deadline begins; the cohort is chosen, tasked
     gathering  deadline                               gathering  said once
     open       offers of the cohort, quorum and       drawn      draw entry and jobs
@@ -39,7 +41,6 @@ from collections.abc import Collection, Iterator
 from coordinator.events import (
     ClientLost,
     CoordinatorEffect,
-    DrawMade,
     EntryAccepted,
     Event,
     GroupGivenUp,
@@ -52,19 +53,23 @@ from coordinator.events import (
     Tick,
     TookOffice,
 )
+from coordinator.kept import SchedulerMemory
 from coordinator.log_writer import LogWriter
 from coordinator.scheduler.attempt import Round, choose_cohort, next_deadline_s, voids_alarm
 from coordinator.scheduler.clients import Roll
-from coordinator.scheduler.draw import Draw, make_draw
+from coordinator.scheduler.draw import make_draw, sites_of
 from coordinator.scheduler.full_pool import FullPool
 from coordinator.scheduler.letters import Letters
 from coordinator.scheduler.pool import Pool, WaitingOffer, is_ahead, refusal_of
+from coordinator.scheduler.recall import recall, remember, resume_draw
+from coordinator.scheduler.run_word import RunWord
+from coordinator.scheduler.under_way import DrawUnderWay
 from shared.effects import Append, Note, Publish, Settle, note
 from shared.errors import RefusalReason
 from shared.modellog.chain import ChainState
 from shared.modellog.entries import Sealer
 from shared.plan import Plan
-from shared.wire.log_messages import ChangeEntry, DirectoryEntry, DrawEntry, RunEntry, VoidEntry
+from shared.wire.log_messages import ChangeEntry, DirectoryEntry, DrawEntry, Entry, RunEntry, VoidEntry
 from shared.wire.messages import OFFER_BYTES_MAX, RunState
 from shared.wire.topology import Names
 
@@ -85,18 +90,15 @@ class Scheduler:
         self._names = Names(plan.federation)
         self._writer = writer
         self._log = writer.log
-        self._seal = seal
         self._roll = Roll(plan.round.status_interval_s)
         self._pool = Pool()
         self._letters = Letters(self._names, writer, self._pool, seal)
         self._is_async = plan.round.mode == "async"
         self._full_pool = FullPool(plan)
-        self._unsummed: set[str] = set()
+        self._under_way = DrawUnderWay(self._names, seal)
         self._round: Round | None = None
-        self._draw: Draw | None = None
         self._gathering = True
-        self._paused = False
-        self._stop_at: int | None = None
+        self._word = RunWord()
         self._deadline_s = plan.round.round_deadline_s
 
     @property
@@ -114,13 +116,13 @@ class Scheduler:
             case GroupReplyArrived():
                 effects = self._on_reply(event, now)
             case TookOffice():
-                effects = self._begin(now)
+                effects = self._begin(event, now)
             case EntryAccepted():
                 effects = self._on_entry(event, now)
             case GroupGivenUp():
                 effects = self._after_group(event.silent, event.blamed)
             case GroupSummed():
-                self._unsummed.difference_update(event.arrived)
+                self._under_way.summed(event.arrived)
                 effects = self._after_group(event.dropped, event.blamed)
             case Tick():
                 effects = self._lose(self._roll.silent(now))
@@ -131,6 +133,9 @@ class Scheduler:
     # ── what arrives ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _on_offer(self, event: OfferArrived, now: float) -> Iterator[CoordinatorEffect]:
+        if (again := self._under_way.takes(event)) is not None:
+            yield from again
+            return
         chain = self._chain()
         waiting = WaitingOffer(event.client, event.offer, event.digest, event.frame, event.receipt)
         ahead = chain is None or is_ahead(event.offer, chain)
@@ -210,12 +215,11 @@ class Scheduler:
 
     def _on_entry(self, event: EntryAccepted, now: float) -> Iterator[CoordinatorEffect]:
         match event.accepted.entry:
-            case DrawEntry() if self._draw is not None and self._draw.sealed.digest == event.accepted.digest:
-                for waiting in self._draw.offers:
-                    yield Settle(waiting.receipt)
-            case ChangeEntry(version=version):
-                if self._draw is not None:
-                    self._full_pool.counted([waiting.client for waiting in self._draw.offers], version - 1)
+            case DrawEntry():
+                yield from self._under_way.read_back(event.accepted.digest)
+            case ChangeEntry():
+                if (draw := self._under_way.draw) is not None:
+                    self._full_pool.counted(draw.clients, draw.version)
                 yield from self._next_round(now)
             case VoidEntry(reason=reason):
                 yield note("draw_void", "warning", reason=reason)
@@ -234,38 +238,35 @@ class Scheduler:
             yield note("client_revoked", "warning", client=client)
             yield from self._pool.withdraw(client)
 
-    # ── the operator's word ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── sessions, and the operator's word ────────────────────────────────────────────────────────────────────────────
 
-    def _begin(self, now: float) -> Iterator[CoordinatorEffect]:
+    def keep(self, entry: Entry) -> SchedulerMemory:
+        """What a successor must know once `entry` stands in the log."""
+        return remember(entry, self._pool, self._roll, self._full_pool, self._under_way.draw, self._deadline_s)
+
+    def _begin(self, event: TookOffice, now: float) -> Iterator[CoordinatorEffect]:
         chain = self._chain()
         assert chain is not None
-        if chain.run is RunState.PAUSED:
-            self._paused = True
-            yield note("run_paused", version=chain.version)
+        if event.kept is not None:
+            memory = event.kept.scheduler
+            clients = self._log.directory.active_clients()
+            recall(memory, clients, now, pool=self._pool, roll=self._roll, full_pool=self._full_pool)
+            self._deadline_s = memory.deadline_s
+        yield from self._word.begin(chain)
         yield from self._open_round(now)
+        yield from resume_draw(event, self._plan, self._writer, self._under_way)
 
     def _on_run(self, entry: RunEntry, now: float) -> Iterator[CoordinatorEffect]:
-        was_paused, self._paused = self._paused, entry.run is RunState.PAUSED
-        self._stop_at = None
-        match entry.run:
-            case RunState.PAUSED:
-                yield note("run_paused", version=entry.version)
-            case RunState.RUNNING:
-                yield note("run_resumed", version=entry.version)
-                yield from self._reopen(now)
-            case RunState.STOPPING:
-                under_way = not (was_paused or self._gathering)
-                self._stop_at = entry.version + 1 if under_way else entry.version
-                yield note("run_stopping", version=entry.version)
+        yield from self._word.take(entry, gathering=self._gathering)
+        if entry.run is RunState.RUNNING:
+            yield from self._reopen(now)
 
     def _reopen(self, now: float) -> Iterator[CoordinatorEffect]:
         """The round that was paused begins anew, with the offers that are there."""
         chain, current = self._chain(), self._round
         if chain is None or current is None or chain.draw is not None:
             return
-        current.restart(now, self._deadline_s)
-        current.said_waiting = False
-        current.offer_times.clear()
+        current.reopen(now, self._deadline_s)
         if not self._gathering:
             yield from self._choose_cohort(current, chain)
 
@@ -279,7 +280,7 @@ class Scheduler:
             yield Settle(waiting.receipt)
             yield _refused(waiting.client, RefusalReason.LATE, "offer")
         yield from self._open_round(now)
-        unsummed, self._unsummed = self._unsummed & self._roll.live, set()
+        unsummed = self._under_way.end() & self._roll.live
         # Others than in synchronous mode do not see in the log that they offered for a draw that is over.
         for client in sorted(unsummed) if self._is_async else ():
             yield self._letters.task(client)
@@ -291,7 +292,6 @@ class Scheduler:
         chain = self._chain()
         assert chain is not None
         self._deadline_s = next_deadline_s(self._plan.round, self._round, self._deadline_s)
-        self._draw = None
         self._round = Round(chain.version, now, now + self._deadline_s, set(self._roll.live))
         if not self._gathering:
             yield from self._choose_cohort(self._round, chain)
@@ -309,10 +309,10 @@ class Scheduler:
             return
         if self._finished(chain):
             return
-        if self._stop_at is not None and (self._gathering or chain.version >= self._stop_at):
+        if self._word.stops(chain.version, gathering=self._gathering):
             yield Tell(RunStopped(BY_OPERATOR))
             return
-        if self._paused:
+        if self._word.paused:
             return
         enrolled, late = self._log.directory.active_clients(), self._gathering and now >= current.deadline
         if spent_up := self._roll.spent_up(enrolled, self._plan.min_offers, late=late):
@@ -366,16 +366,10 @@ class Scheduler:
             yield from self._say_waiting(current, max(awaited, self._plan.min_offers))
 
     def _make_draw(self, chain: ChainState, clients: Collection[str] | None = None) -> Iterator[CoordinatorEffect]:
-        sites = {client: entry.site for client, entry in self._log.directory.clients.items()}
-        draw = make_draw(self._pool.draw(clients), self._plan.group_size, sites, self._writer)
-        self._draw = draw
-        yield Append(draw.sealed)
-        drawn = tuple(waiting.client for waiting in draw.offers)
-        self._unsummed = set(drawn)
-        yield Tell(DrawMade(draw.sealed.digest, chain.version, len(draw.groups), drawn))
-        # The jobs leave with the entry: members answer a roster only when their own log has accepted it.
-        for job in draw.jobs():
-            yield Publish(self._names.down, self._names.groups, self._seal(job))
+        offers = self._pool.draw(clients)
+        draw, sealed = make_draw(offers, self._plan.group_size, sites_of(self._log.directory), self._writer)
+        yield Append(sealed)
+        yield from self._under_way.begin(draw, [waiting.receipt for waiting in offers])
 
     def _lose(self, clients: tuple[str, ...] | list[str]) -> Iterator[CoordinatorEffect]:
         for client in clients:

@@ -31,6 +31,7 @@ from coordinator.events import (
     Tell,
     TookOffice,
 )
+from coordinator.kept import RunMemory
 from coordinator.status.spending import Spending
 from shared.effects import Note, note
 from shared.modellog.reader import LogReader
@@ -43,7 +44,7 @@ class RoundRecord:
     """One version in the making. Times are seconds on the coordinator's clock.
 
     `weights` are those of the version before, (d,) float32, where the clients' figures of it are watched; `began` says
-    of each sum that was made here when its states began.
+    of each sum that was made here when its states began. `verdict` is what follows from those figures (`watched`).
     """
 
     started_at: float
@@ -55,6 +56,8 @@ class RoundRecord:
     began: list[dict[str, float]] = field(default_factory=list)
     step: StepTaken | None = None
     weights: np.ndarray | None = None
+    watched: EvaluationFinished | None = None
+    verdict: Verdict = field(default_factory=Verdict)
     clients_lost: set[str] = field(default_factory=set)
     recovered: set[str] = field(default_factory=set)
     spent: dict[str, float | None] = field(default_factory=dict)
@@ -92,13 +95,15 @@ class RunRecord:
     def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
         """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
         match event:
-            case TookOffice():
-                return tuple(self._begin(now))
+            case TookOffice(kept):
+                return tuple(self._begin(None if kept is None else kept.run, now))
             case DrawMade() if self._current:
                 self._current.drawn_at = now
-                self._spending.drawn(event.clients)
+                # Who is in a draw of the session before has been counted by it.
+                self._spending.drawn(() if event.resumed else event.clients)
             case StepTaken() if self._current:
                 self._current.step, self._current.stepped_at = event, now
+                self._judge_clients(self._current)
                 alarm = self._steering.watch_norm(event.clipping_norm)
                 return (note("clipping_norm_alarm", "warning", text=alarm),) if alarm else ()
             case GroupSummed() if self._log.chain:
@@ -120,13 +125,35 @@ class RunRecord:
                 pass
         return ()
 
-    def _begin(self, now: float) -> Iterator[CoordinatorEffect]:
+    def keep(self) -> RunMemory:
+        """What a successor must know besides the log."""
+        return RunMemory(self._steering.state, self._spending.before, self._spending.draws)
+
+    def _begin(self, memory: RunMemory | None, now: float) -> Iterator[CoordinatorEffect]:
         self._current = self._open_record(now)
         chain = self._log.chain
-        self._spending.continue_from(0 if chain is None else chain.version)
-        if chain is not None and chain.version >= self._plan.round.rounds:
+        assert chain is not None
+        if memory is None:
+            self._spending.continue_from(chain.version, {})
+        else:
+            self._steering.state = memory.steering
+            self._spending.continue_from(memory.versions_before, memory.draws)
+        if (
+            self._average.weights is not None
+            and not self._watches_clients
+            and self._steering.state.newest < chain.version
+        ):
+            # The session before has taken this evaluation with it, and may not have heard of it.
+            yield Evaluate(chain.version, self._average.weights)
+        elif chain.version >= self._plan.round.rounds:
             # The session before may have ended between the last version and its file.
             yield from self._finish("")
+
+    def _judge_clients(self, record: RoundRecord) -> None:
+        """At the step, so that the record of its entry holds what follows."""
+        record.watched = _from_clients(record) if self._watches_clients else None
+        if record.watched is not None and record.watched.evaluation is not None:
+            record.verdict = self._steering.judge(record.watched.evaluation)
 
     def _on_change(self, change: ChangeEntry, now: float) -> Iterator[CoordinatorEffect]:
         record, self._current = self._current, self._open_record(now)
@@ -145,9 +172,10 @@ class RunRecord:
 
     def _on_evaluation(self, event: EvaluationFinished) -> Iterator[CoordinatorEffect]:
         record = self._finished.pop(event.version, None)
-        watched = _from_clients(record) if self._watches_clients else event
-        evaluation = None if watched is None else watched.evaluation
-        verdict = Verdict() if evaluation is None else self._steering.judge(evaluation)
+        if self._watches_clients:
+            watched, verdict = (None, Verdict()) if record is None else (record.watched, record.verdict)
+        else:
+            watched, verdict = event, Verdict() if event.evaluation is None else self._steering.judge(event.evaluation)
         if verdict.best and watched is not None:
             yield KeepModel("best", watched.version, watched.weights)
         if record is not None and record.step is not None:
@@ -183,9 +211,9 @@ class RunRecord:
         yield Finish(reason)
 
 
-def _from_clients(record: RoundRecord | None) -> EvaluationFinished | None:
+def _from_clients(record: RoundRecord) -> EvaluationFinished | None:
     """What the clients of a round say of the version that they trained on; None if nobody measured its loss."""
-    if record is None or record.step is None or record.weights is None or "loss" not in record.step.validation:
+    if record.step is None or record.weights is None or "loss" not in record.step.validation:
         return None
     metrics = {name: spread.mean for name, spread in record.step.validation.items()}
     version = record.step.version - 1

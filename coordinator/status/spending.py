@@ -7,7 +7,7 @@ update, whatever became of its group, so this is an upper bound; each client's o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from shared.plan import Plan
 from shared.privacy.accountant import epsilon_of
@@ -24,9 +24,20 @@ class Spending:
         self._draws: Counter[str] = Counter()
         self._known: dict[int, float] = {}
 
-    def continue_from(self, version: int) -> None:
-        """An earlier session made these versions; who was in their draws is not known, so everybody was."""
-        self._before = version
+    @property
+    def before(self) -> int:
+        """Versions whose draws are not known: everybody was in them."""
+        return self._before
+
+    @property
+    def draws(self) -> dict[str, int]:
+        """How often a client was drawn since."""
+        return dict(self._draws)
+
+    def continue_from(self, before: int, draws: Mapping[str, int]) -> None:
+        """Earlier sessions made `before` versions, in whose draws everybody may have been, and then drew these."""
+        self._before = before
+        self._draws = Counter(draws)
 
     def drawn(self, clients: Iterable[str]) -> None:
         """These may spend an update."""

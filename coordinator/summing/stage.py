@@ -2,7 +2,8 @@
 
     event                      what is done
     ─────────────────────────  ───────────────────────────────────────────────────────────────────────────────────────
-    DrawMade                   (in the coordinator's own process) its jobs are taken at once, those of others dropped
+    DrawMade                   (in the coordinator's own process: of a draw that it makes, or goes on with) its jobs are
+                               taken at once, those of others dropped
     JobArrived, draw open      once: its groups are queued; one that is delivered again is only settled with it
     JobArrived, draw unknown   held until its version has passed: the log may be behind, by draws and by versions
     JobArrived, draw closed    settled and dropped
@@ -11,8 +12,8 @@
     a group ended              the result is told; a job whose groups have all ended is settled
     draw closed                all forgotten; the jobs are settled
 
-Members must not spend an update on a draw that is closed, or about to be, as one of a session before is: only groups of
-the draw that is open, or that this process has just made, are summed.
+Members must not spend an update on a draw that is closed, or about to be: only groups of the draw that is open,
+or that this process has just made, are summed.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 from uuid import UUID
 
 import msgpack
@@ -155,6 +156,24 @@ def split_batch(body: bytes) -> list[bytes]:
     if at != len(body) or not frames:
         raise RemoteProtocolError(RefusalReason.MALFORMED, f"batch of {len(body)} bytes ends inside a frame")
     return frames
+
+
+def encode_fields(fields: Any) -> bytes:
+    """Encode what a process writes for itself: maps, sequences, numbers, strings and bytes; without a signature."""
+    encoded: bytes = msgpack.packb(fields, use_bin_type=True)
+    return encoded
+
+
+def decode_fields(data: bytes) -> Any:
+    """What `encode_fields` returned these bytes for; sequences come back as tuples.
+
+    Raises:
+        RemoteProtocolError: the bytes are no such encoding (`MALFORMED`).
+    """
+    try:
+        return msgpack.unpackb(data, raw=False, use_list=False)
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise RemoteProtocolError(RefusalReason.MALFORMED, "not msgpack") from error
 
 
 def _context(kind: Kind, sender: bytes, federation: UUID) -> bytes:

@@ -81,6 +81,7 @@ class Kind(IntEnum):
     VOID = 38
     RUN = 39
     DIRECTORY = 40
+    RECORD = 41
     CONTROL = 48
 
 

@@ -15,6 +15,7 @@ from shared.wire.group_messages import (
     Unmask,
     Words,
 )
+from shared.wire.journal_messages import Record
 from shared.wire.log_messages import (
     ChangeEntry,
     DirectoryEntry,
@@ -55,6 +56,7 @@ MESSAGE_TYPES: dict[Kind, type[Message]] = {
         VoidEntry,
         RunEntry,
         DirectoryEntry,
+        Record,
         Control,
     )
 }

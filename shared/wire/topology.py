@@ -148,7 +148,7 @@ def log_queue(names: Names, model_bytes: int) -> Queue:
 
 
 def journal_queue(names: Names, model_bytes: int) -> Queue:
-    """The coordinator's journal. `model_bytes` includes the optimizer's state here."""
+    """The coordinator's journal: kept are at least seven records with an optimizer's state of three models each."""
     return _stream(names, names.journal, model_bytes)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from coordinator.aggregator.buffer import Aggregator
 from coordinator.aggregator.server_step import adapt_clipping_norm
+from coordinator.aggregator.steering import SteeringState
 from coordinator.events import (
     CoordinatorEffect,
     DrawMade,
@@ -20,10 +21,13 @@ from coordinator.events import (
     RateLowered,
     StepTaken,
     Tick,
+    TookOffice,
 )
+from coordinator.kept import Kept, RunMemory, SchedulerMemory
 from shared.codec.positions import encode_positions, largest
 from shared.codec.validation import slot_values, validation_slots
 from shared.effects import Append
+from shared.errors import StateError
 from shared.modellog.chain import GENESIS
 from shared.modellog.listed import listed_size
 from shared.plan import Plan
@@ -407,12 +411,65 @@ def test_an_optimizer_with_state_writes_all_coordinates() -> None:
         },
     )
     buffering = Buffering(plan, groups=1)
-    assert not buffering.aggregator.continuable
+    assert buffering.aggregator.moves_all
     buffering.make_draw()
 
     (change,) = entries(buffering.handle(buffering.sum(0, np.ones(64) * 0.01)))
     assert change.coordinates == "all"
     assert len(change.body) == 4 * 64
+
+
+ADAM = {"server_optimizer": {"name": "Adam", "options": {"lr": 0.5}}}
+
+
+def kept(changed_bytes: int = 0, rate_factor: float = 1.0) -> Kept:
+    return Kept(SchedulerMemory((), (), 30.0), RunMemory(SteeringState(rate_factor=rate_factor)), changed_bytes)
+
+
+def test_a_successor_steps_as_its_predecessor_would_have() -> None:
+    one = Buffering(plan_with(aggregation=ADAM))
+    one.round()
+    state = one.aggregator.optimizer_state()
+    one.round()
+    expected = one.desk.log.weights
+
+    other = Buffering(plan_with(aggregation=ADAM))
+    other.round()
+    other.aggregator = Aggregator(other.desk.plan, other.desk.writer)
+    other.handle(TookOffice(kept(), (), state))
+    other.round()
+    np.testing.assert_array_equal(other.desk.log.weights, expected)
+
+
+def test_without_the_optimizers_state_a_successor_does_not_guess() -> None:
+    one = Buffering(plan_with(aggregation=ADAM))
+    one.aggregator = Aggregator(one.desk.plan, one.desk.writer)
+    assert one.handle(TookOffice()) == ()
+    one.round()
+    one.aggregator = Aggregator(one.desk.plan, one.desk.writer)
+
+    with pytest.raises(StateError, match=r"no state of the server optimizer for version 1.*begin a new federation"):
+        one.handle(TookOffice(kept()))
+
+
+def test_the_plateaus_factor_and_the_bytes_since_the_snapshot_are_kept() -> None:
+    one = Buffering()
+    one.handle(TookOffice(kept(changed_bytes=4 * D, rate_factor=0.5)))
+    effects = one.round()
+
+    np.testing.assert_allclose(one.desk.log.weights, np.full(D, 0.25), atol=1e-6)
+    assert [type(entry) for entry in entries(effects)][-1] is SnapshotEntry
+    assert one.aggregator.changed_bytes == 8 * D
+
+
+def test_no_snapshot_is_written_while_another_entry_is_on_its_way() -> None:
+    one = Buffering(plan_with(round={"snapshot_every": 1}))
+    one.make_draw()
+    change = [effect for group in range(3) for effect in one.handle(one.sum(group))]
+    (accepted,) = one.desk.read_back(change)
+    one.desk.writer.snapshot(one.desk.log.weights)
+
+    assert one.handle(accepted) == ()
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

@@ -7,12 +7,17 @@ from coordinator.scheduler.pool import WaitingOffer
 from shared.crypto import merkle
 from shared.crypto.draw import cut_groups, draw_order, group_leaf
 from shared.effects import Append
+from shared.modellog.entries import SealedEntry
 from shared.wire.log_messages import DrawEntry
 from shared.wire.messages import Kind
 from tests.coordinator.builders import Desk
 
 
 def drawn(desk: Desk, count: int, group_size: int = 1) -> Draw:
+    return made(desk, count, group_size)[0]
+
+
+def made(desk: Desk, count: int, group_size: int = 1) -> tuple[Draw, SealedEntry]:
     events = [desk.offer(client, worker=f"w-{client}") for client in desk.clients[:count]]
     waiting = [WaitingOffer(e.client, e.offer, e.digest, e.frame, e.receipt) for e in events]
     offers = sorted(waiting, key=lambda w: w.digest)
@@ -48,14 +53,14 @@ def test_members_bring_their_offers_as_they_were_sealed() -> None:
 
 def test_the_entry_commits_to_every_group() -> None:
     desk = Desk(clients=5)
-    draw = drawn(desk, 5)
+    draw, sealed = made(desk, 5)
 
-    entry = draw.sealed.entry
+    entry = sealed.entry
     assert isinstance(entry, DrawEntry)
     assert (entry.version, entry.groups, entry.offers) == (0, 5, 5)
     for group in draw.groups:
         merkle.verify_path(entry.root, group_leaf(group.index, group.leaf), group.index, 5, group.path)
-    assert len(desk.read_back([Append(draw.sealed)])) == 1
+    assert len(desk.read_back([Append(sealed)])) == 1
 
 
 def test_jobs_hold_every_group_once() -> None:
@@ -65,4 +70,4 @@ def test_jobs_hold_every_group_once() -> None:
     jobs = list(draw.jobs())
     assert [len(job.members) for job in jobs] == [JOB_MEMBERS, 4]
     assert tuple(group for job in jobs for group in job.members) == draw.groups
-    assert {(job.draw, job.version, job.groups) for job in jobs} == {(draw.sealed.digest, 0, JOB_MEMBERS + 4)}
+    assert {(job.draw, job.version, job.groups) for job in jobs} == {(draw.entry, 0, JOB_MEMBERS + 4)}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from coordinator.log_writer import Fenced, LogWriter
-from coordinator.office import Office, OfficeState
-from shared.effects import Append, Effect
+from coordinator.office import JournalRead, Office, OfficeState
+from shared.effects import Append, Effect, Publish
 from shared.errors import PlanError
 from shared.modellog.chain import GENESIS
 from shared.modellog.reader import weights_digest
@@ -25,15 +25,24 @@ WEIGHTS = np.arange(8, dtype=np.float32)
 class Session:
     """A coordinator's session that reads a desk's stream."""
 
-    def __init__(self, desk: Desk, plan: Plan | None = None, session: bytes = OURS, continuable: bool = True) -> None:
+    def __init__(self, desk: Desk, plan: Plan | None = None, session: bytes = OURS) -> None:
         self.desk = desk
         plan = plan or desk.plan
         desk.writer = LogWriter(desk.log, plan, desk.federation.seal)
-        self.office = Office(plan, desk.writer, WEIGHTS, continuable, desk.federation.seal)
+        self.office = Office(plan, desk.writer, WEIGHTS, desk.federation.seal)
         self.mark = self.office.start(session).frame
 
     def read(self, *frames: bytes) -> list[Effect]:
         return [effect for event in self.desk.write(*frames) for effect in self.office.handle(event)]
+
+    def claim(self) -> list[Effect]:
+        """The log is read, the term is claimed, the journal is read: the effects of office."""
+        marks = self.read_back(self.read(self.mark))
+        assert self.office.state is OfficeState.RECALLING
+        assert [(mark.routing_key, mark.frame) for mark in only(Publish, marks)] == [
+            (self.desk.federation.names.journal, self.mark)
+        ]
+        return list(self.office.handle(JournalRead(OURS)))
 
     def read_back(self, effects: list[Effect]) -> list[Effect]:
         return self.read(*(frame for append in only(Append, effects) for frame in append.sealed.frames()))
@@ -62,21 +71,23 @@ def test_a_log_that_exists_is_claimed() -> None:
     assert isinstance(entry, TermEntry)
     assert (entry.term, entry.session) == (2, OURS)
     assert session.office.state is OfficeState.CLAIMING
-    assert notes(session.read_back(effects)) == ["in_office"]
+    assert notes(session.read_back(effects)) == []
+    assert session.office.state is OfficeState.RECALLING
+    assert notes(session.office.handle(JournalRead(OURS))) == ["in_office"]
     assert session.office.state is OfficeState.IN_OFFICE
     assert session.desk.log.weights.tolist() == [0.0] * 8
 
 
-def test_an_open_draw_of_the_session_before_is_closed() -> None:
-    desk = Desk()
-    desk.append(DrawEntry(parent=GENESIS, term=0, version=0, groups=1, offers=1, root=bytes(32)))
-    session = Session(desk)
+@pytest.mark.parametrize("state", OfficeState)
+def test_a_mark_in_the_journal_counts_only_if_it_is_ours_and_awaited(state: OfficeState) -> None:
+    session = Session(Desk())
+    session.office.state = state
 
-    effects = session.read_back(session.read(session.mark))
-    (void,) = entries(effects)
-    assert isinstance(void, VoidEntry)
-    session.read_back(effects)
-    assert (desk.chain.draw, desk.chain.attempt) == (None, 1)
+    assert session.office.handle(JournalRead(THEIRS)) == ()
+    assert session.office.state is state
+    if state is not OfficeState.RECALLING:
+        assert session.office.handle(JournalRead(OURS)) == ()
+        assert session.office.state is state
 
 
 @pytest.mark.parametrize("founded", [False, True])
@@ -119,11 +130,15 @@ def test_whoever_claims_second_is_fenced() -> None:
         session.read_back(claim)
 
 
-def test_in_office_a_higher_term_ends_the_session_at_once() -> None:
+@pytest.mark.parametrize("state", [OfficeState.RECALLING, OfficeState.IN_OFFICE])
+def test_a_higher_term_ends_the_session_at_once(state: OfficeState) -> None:
     desk = Desk()
     session = Session(desk)
     claim = session.read(session.mark)
     session.read_back(claim)
+    if state is OfficeState.IN_OFFICE:
+        session.office.handle(JournalRead(OURS))
+    assert session.office.state is state
     other = Desk()
     other.read_back(only(Append, claim))
     theirs = other.writer.append(TermEntry(parent=GENESIS, term=3, session=THEIRS))
@@ -158,7 +173,7 @@ def longer_plan(rounds: int = 99) -> Plan:
 def test_more_rounds_are_told_by_a_snapshot_of_the_present_version() -> None:
     session = Session(Desk(), longer_plan())
 
-    effects = session.read_back(session.read(session.mark))
+    effects = session.claim()
     assert notes(effects) == ["in_office", "rounds_changed"]
     (entry,) = entries(effects)
     assert isinstance(entry, SnapshotEntry)
@@ -168,14 +183,14 @@ def test_more_rounds_are_told_by_a_snapshot_of_the_present_version() -> None:
     assert (session.desk.chain.version, session.desk.chain.weights_sha256) == (0, weights)
 
 
-def test_an_open_draw_is_closed_before_other_rounds_are_told() -> None:
+def test_other_rounds_are_told_when_the_open_draw_is_closed() -> None:
     desk = Desk()
-    desk.append(DrawEntry(parent=GENESIS, term=0, version=0, groups=1, offers=1, root=bytes(32)))
+    draw = desk.append(DrawEntry(parent=GENESIS, term=0, version=0, groups=1, offers=1, root=bytes(32)))
     session = Session(desk, longer_plan())
 
-    effects = session.read_back(session.read(session.mark))
-    assert [type(entry) for entry in entries(effects)] == [VoidEntry]
-    effects = session.read_back(effects)
+    assert entries(session.claim()) == []
+    void = desk.writer.append(VoidEntry(parent=GENESIS, term=0, draw=draw.accepted.digest, reason="test"))
+    effects = session.read_back([void])
     assert [type(entry) for entry in entries(effects)] == [SnapshotEntry]
     assert session.read_back(effects) == []
     assert desk.log.plan == longer_plan()
@@ -186,17 +201,3 @@ def test_of_another_plan_the_rounds_are_not_among_what_differs() -> None:
 
     with pytest.raises(PlanError, match=r"different: weight_records_max\)"):
         session.read(session.mark)
-
-
-def test_an_optimizer_with_state_cannot_be_continued() -> None:
-    session = Session(Desk(), continuable=False)
-
-    with pytest.raises(PlanError, match="server_optimizer"):
-        session.read(session.mark)
-
-
-def test_an_optimizer_with_state_can_found() -> None:
-    session = Session(Desk(founded=False), continuable=False)
-
-    session.read_back(session.read(session.mark))
-    assert session.office.state is OfficeState.IN_OFFICE

@@ -23,6 +23,7 @@ from coordinator.events import (
     Tick,
     TookOffice,
 )
+from coordinator.kept import Kept, SchedulerMemory
 from coordinator.status.record import RunRecord
 from shared.codec.validation import Spread, validation_slots
 from shared.effects import Note
@@ -285,10 +286,85 @@ def test_a_federation_that_is_done_already_only_writes_its_model() -> None:
     run = Run(rounds=1)
     run.change(started=0.0)
 
-    final, finish = run.handle(TookOffice(), 0.0)
+    (evaluate,) = run.handle(TookOffice(), 0.0)
+    assert (evaluate.version, evaluate.weights.tolist()) == (1, [1.0] * 8)
+    _, final, finish = run.handle(run.evaluated(1, 0.5), 1.0)
     assert (final.name, final.version) == ("final", 1)
     np.testing.assert_array_equal(final.weights, np.ones(8))
     assert finish == Finish()
+
+
+def successor(run: Run, **memory: Any) -> RunRecord:
+    """The record of another session, which has read the same log."""
+    record = RunRecord(run.desk.plan, run.desk.log, lambda: run.traffic)
+    chain = run.desk.chain
+    record.observe(
+        ChangeEntry(
+            parent=GENESIS,
+            term=0,
+            version=chain.version,
+            draw=bytes(32),
+            groups=(0,),
+            weights_sha256=chain.weights_sha256,
+            clipping_norm=0.5,
+            coordinates="all",
+        )
+    )
+    run.record = record
+    return record
+
+
+def test_the_best_version_and_the_plateau_outlive_a_session() -> None:
+    run = Run(rounds=9, steering={"plateau_patience": 2, "rate_drop": 0.1})
+    run.handle(TookOffice(), 0.0)
+    run.change(0.0)
+    assert [e.name for e in run.handle(run.evaluated(1, 0.9)) if isinstance(e, KeepModel)] == ["best"]
+    run.change(4.0)
+    run.handle(run.evaluated(2, 0.8))
+    memory = run.record.keep()
+    successor(run)
+
+    assert run.handle(TookOffice(Kept(SchedulerMemory((), (), 30.0), memory, 0)), 8.0) == ()
+    run.change(8.0)
+    effects = run.handle(run.evaluated(3, 0.85))
+    assert not [e for e in effects if isinstance(e, KeepModel)]
+    assert Tell(RateLowered(0.1)) in effects
+
+
+def test_the_version_whose_evaluation_was_lost_with_a_session_is_evaluated_again() -> None:
+    run = Run(rounds=9)
+    run.handle(TookOffice(), 0.0)
+    run.change(0.0)
+    memory = run.record.keep()
+    successor(run)
+
+    (evaluate,) = run.handle(TookOffice(Kept(SchedulerMemory((), (), 30.0), memory, 0)), 4.0)
+    assert (evaluate.version, evaluate.weights.tolist()) == (1, [1.0] * 8)
+    (keep,) = run.handle(run.evaluated(1, 0.5))
+    assert (keep.name, keep.version) == ("best", 1)
+
+
+def test_what_clients_measured_is_in_the_record_of_the_step_that_brought_it() -> None:
+    run = watching(stop_patience=1)
+    run.handle(TookOffice(), 0.0)
+    run.change(0.0, loss=Spread(mean=0.5, deviation=0.1, share=1.0))
+    run.change(4.0, loss=Spread(mean=0.9, deviation=0.1, share=1.0))
+
+    state = run.record.keep().steering
+    assert (state.newest, state.best.best and state.best.best.version) == (1, 0)
+
+
+def test_draws_are_counted_on_where_the_session_before_stopped() -> None:
+    run = Run(rounds=9)
+    run.handle(TookOffice(), 0.0)
+    run.change(0.0)
+    run.handle(DrawMade(bytes(32), 1, 3, ("a", "b", "d")), 5.0)
+    memory = run.record.keep()
+    successor(run)
+    run.handle(TookOffice(Kept(SchedulerMemory((), (), 30.0), memory, 0)), 6.0)
+    run.handle(DrawMade(bytes(32), 1, 3, ("a", "b", "d"), resumed=True), 6.0)
+
+    assert run.record.keep().draws == {"a": 2, "b": 2, "c": 1, "d": 1}
 
 
 def test_what_is_evaluated_and_kept_is_the_average_of_the_versions() -> None:

@@ -329,7 +329,21 @@ def test_a_drawn_offer_is_not_taken_again() -> None:
 
     effects = office.handle(again, 2.0)
     assert only(Settle, effects) == [Settle(again.receipt)]
+    assert notes(effects) == ["repeated"]
+    older = office.desk.offer(office.clients[0], counter=1, nonce=b"n" * 16)
+    effects = office.handle(older, 2.0)
+    assert only(Settle, effects) == [Settle(older.receipt)]
     assert notes(effects) == ["refused replayed"]
+
+
+def test_a_drawn_offer_that_comes_again_stays_at_the_broker_until_the_log_has_the_draw() -> None:
+    office = Office(clients=3)
+    draw = only(Append, office.offers(office.clients, 1.0))
+    again = office.desk.offer(office.clients[0], counter=1)
+
+    assert only(Settle, office.handle(again, 2.0)) == []
+    office.read_back(draw, 2.0)
+    assert office.settled[id(again.receipt)] == 1
 
 
 def test_a_repeated_offer_is_counted_and_changes_nothing() -> None:

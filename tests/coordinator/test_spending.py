@@ -33,6 +33,6 @@ def test_every_draw_costs_those_who_were_in_it() -> None:
 
 def test_of_an_earlier_session_it_is_known_that_everybody_may_have_been_there() -> None:
     spending = Spending(tiny_plan(**SOUND))
-    spending.continue_from(10)
+    spending.continue_from(10, {})
     spending.drawn(["a"])
     assert spending.figures()["epsilon_max"] == pytest.approx(spent(11), rel=1e-12)

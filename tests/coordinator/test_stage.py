@@ -61,12 +61,12 @@ class Stage:
         keys = None if size == 1 else PublicKeys(sealing=b"s" * 32, masking=b"m" * 32)
         events = [self.desk.offer(client, counter, worker=f"w-{client}", keys=keys) for client in self.desk.clients]
         offers = [WaitingOffer(e.client, e.offer, e.digest, e.frame, e.receipt) for e in events]
-        draw = make_draw(offers, size, self.desk.sites, self.desk.writer)
-        self.handle(DrawMade(draw.sealed.digest, draw.version, len(draw.groups), tuple(self.desk.clients)))
+        draw, self.sealed = make_draw(offers, size, self.desk.sites, self.desk.writer)
+        self.handle(DrawMade(draw.entry, draw.version, len(draw.groups), tuple(self.desk.clients)))
         return draw
 
     def read_draw_back(self) -> None:
-        self.desk.read_back([Append(self.draw.sealed)])
+        self.desk.read_back([Append(self.sealed)])
 
     def handle(self, event: Event, now: float = 0.0) -> tuple[Any, ...]:
         effects = self.stage.handle(event, now)
@@ -100,11 +100,11 @@ class Stage:
         ]
 
     def transcript(self, client: str) -> bytes:
-        ground = ground_of(self.desk.log, self.draw.sealed.digest)
-        return transcript_of(ground, self.draw.sealed.digest, 0, self.group_of(client))
+        ground = ground_of(self.desk.log, self.draw.entry)
+        return transcript_of(ground, self.draw.entry, 0, self.group_of(client))
 
     def close(self) -> EntryAccepted:
-        void = VoidEntry(parent=GENESIS, term=0, draw=self.draw.sealed.digest, reason="test")
+        void = VoidEntry(parent=GENESIS, term=0, draw=self.draw.entry, reason="test")
         return self.desk.append(void)
 
 
@@ -120,7 +120,7 @@ def test_a_job_sends_every_member_its_roster_before_the_draw_is_read_back() -> N
     assert [(roster.client, roster.group) for roster in rosters] == [
         (group.members[0].client, group) for group in stage.draw.groups
     ]
-    assert {(r.draw, r.version, r.groups, r.stage) for r in rosters} == {(stage.draw.sealed.digest, 0, 3, STAGE)}
+    assert {(r.draw, r.version, r.groups, r.stage) for r in rosters} == {(stage.draw.entry, 0, 3, STAGE)}
     assert [(p.routing_key, p.persistent) for p in effects] == [
         (f"test.talk.site-0.w-{roster.client}", False) for roster in rosters
     ]
@@ -152,7 +152,7 @@ def test_words_become_a_sum() -> None:
     client = stage.desk.clients[1]
 
     (total,) = sums(stage.handle(stage.words(client)[0], 1.0))
-    assert (total.draw, total.group) == (stage.draw.sealed.digest, stage.group_of(client).index)
+    assert (total.draw, total.group) == (stage.draw.entry, stage.group_of(client).index)
     assert (total.arrived, total.dropped, total.unheard, total.blamed) == ((client,), (), (), ())
     np.testing.assert_array_equal(total.words, stage.vector(client))
     assert total.words.dtype == stage.vector(client).dtype
@@ -255,9 +255,7 @@ def test_a_silent_group_is_given_up_by_name() -> None:
 
     given_up = told(stage.handle(Tick(), step_s))
     assert given_up == [
-        GroupGivenUp(
-            stage.draw.sealed.digest, group.index, "words of 0 members, 1 needed", (group.members[0].client,), ()
-        )
+        GroupGivenUp(stage.draw.entry, group.index, "words of 0 members, 1 needed", (group.members[0].client,), ())
         for group in stage.draw.groups
         if group.members[0].client != answered
     ]
@@ -357,7 +355,7 @@ def test_a_job_faster_than_its_draw_is_held_until_the_log_shows_one(reads: str) 
     stage = Stage()
     other = stage.desk_stage("stage-2")
     assert other.handle(stage.jobs[0], 0.0) == ()
-    digest = stage.draw.sealed.digest if reads == "draw" else b"x" * 32
+    digest = stage.draw.entry if reads == "draw" else b"x" * 32
 
     effects = other.handle(DrawMade(digest, 0, 3, tuple(stage.desk.clients)), 1.0)
     if reads == "draw":
@@ -372,7 +370,7 @@ def test_a_draw_that_the_log_shows_twice_is_one() -> None:
     """The coordinator's own stage is told of a draw, and reads its entry back later: what has begun goes on."""
     stage = Stage()
     stage.handle(stage.jobs[0], 0.0)
-    (accepted,) = stage.desk.read_back([Append(stage.draw.sealed)])
+    (accepted,) = stage.desk.read_back([Append(stage.sealed)])
 
     assert stage.handle(accepted, 1.0) == ()
     assert len(sums(stage.handle(stage.words(stage.desk.clients[0])[0], 1.0))) == 1

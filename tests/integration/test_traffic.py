@@ -103,8 +103,8 @@ def test_a_round_costs_few_messages_and_flushes(make_federation: MakeFederation,
     costs = Costs.of_run(federation, processes, rounds, {"allow_groups_of_one": True})
 
     record("per_round", {name: total / rounds for name, total in asdict(costs).items()})
-    # Draw and job, a roster for each process, the change; the rest is for the beginning.
-    assert costs.down <= (3 + processes) * rounds + 5 * clients
+    # Draw and job, a roster for each process, the change, two records; the rest is for the beginning.
+    assert costs.down <= (5 + processes) * rounds + 5 * clients
     # One message for offers and one for words of each process, if its clients are ready together.
     assert costs.up <= 1.5 * 2 * processes * rounds + 5 * clients
     assert costs.fsyncs == (2 * rounds + NEW_STATE_FSYNCS) * clients
@@ -127,8 +127,9 @@ def test_a_secure_round_costs_few_messages_and_no_more_flushes(make_federation: 
     record("per_secure_round", {name: total / rounds for name, total in asdict(costs).items()})
     # However many members of a group a process serves, what is said to them, or by them, at one step is one message.
     parts = groups * processes
-    # Draw, job, change; the rosters of all groups at once; then participants, arrived and unmask as each group goes on.
-    assert costs.down <= (3 + processes + 3 * parts) * rounds + 5 * clients
+    # Draw, job, change, two records; the rosters of all groups at once; then participants, arrived and unmask as each
+    # group goes on.
+    assert costs.down <= (5 + processes + 3 * parts) * rounds + 5 * clients
     # Offers, in two goes at most; shares in answer to all rosters; then words, agreements and reveals of each group.
     assert costs.up <= (2 * processes + processes + 3 * parts) * rounds + 5 * clients
     # As in groups of one: all that a secure group adds is in memory only.

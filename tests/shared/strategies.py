@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from shared.wire import group_messages as g
+from shared.wire import journal_messages as j
 from shared.wire import log_messages as e
 from shared.wire import messages as m
 
@@ -141,5 +142,11 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
     m.Kind.VOID: st.builds(e.VoidEntry, draw=hashes, reason=texts, **link),
     m.Kind.RUN: st.builds(e.RunEntry, run=st.sampled_from(m.RunState), issued_us=counters, version=versions, **link),
     m.Kind.DIRECTORY: st.builds(e.DirectoryEntry, number=st.integers(1, 2**48 - 1), digest=hashes, **link),
+    m.Kind.RECORD: st.builds(
+        j.Record,
+        entry=hashes,
+        state=st.lists(hashes, min_size=1, max_size=3).map(tuple),
+        optimizer=st.none() | st.lists(hashes, max_size=3).map(tuple),
+    ),
     m.Kind.CONTROL: st.builds(m.Control, run=st.sampled_from(m.RunState), issued_us=counters),
 }

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from shared.wire import group_messages as g
+from shared.wire import journal_messages as j
 from shared.wire import log_messages as e
 from shared.wire import messages as m
 from shared.wire.registry import MESSAGE_TYPES
@@ -67,6 +68,7 @@ VALID: dict[type[m.Message], dict[str, Any]] = {
     e.VoidEntry: {**LINK, "draw": H, "reason": ""},
     e.RunEntry: {**LINK, "run": "paused", "issued_us": 1, "version": 0},
     e.DirectoryEntry: {**LINK, "number": 1, "digest": H},
+    j.Record: {"entry": H, "state": (H,), "optimizer": None},
     m.Control: {"run": "stopping", "issued_us": 1},
 }
 
@@ -205,6 +207,11 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
     e.VoidEntry: {"draw": HASH, "reason": TEXT},
     e.RunEntry: {"run": RUN, "issued_us": COUNTER, "version": VERSION},
     e.DirectoryEntry: {"number": (0, 2**48, 1.0), "digest": HASH},
+    j.Record: {
+        "entry": HASH,
+        "state": (*HASHES, (), (H,) * (m.PIECES_MAX + 1)),
+        "optimizer": (*HASHES, (H,) * (m.PIECES_MAX + 1)),
+    },
     m.Control: {"run": RUN, "issued_us": COUNTER},
 }
 CASES = [
@@ -251,6 +258,7 @@ def test_the_decoder_knows_every_type_and_numbers_never_change() -> None:
         38: "VoidEntry",
         39: "RunEntry",
         40: "DirectoryEntry",
+        41: "Record",
         48: "Control",
     }
 

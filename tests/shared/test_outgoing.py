@@ -162,6 +162,36 @@ def test_entries_go_to_the_log_pieces_first_in_the_order_they_were_appended() ->
     assert other.chain.head == draw.digest
 
 
+def test_an_entry_leaves_when_its_record_is_confirmed_and_what_led_to_it_is_settled_behind_it() -> None:
+    book = LogBook(make_federation(1), tiny_plan())
+    book.snapshot()
+    draw = book.seal(book.draw_draft())
+    out, transport = outgoing()
+
+    out.carry_out([Append(draw, [frame(1), frame(2)]), Publish(NAMES.down, NAMES.groups, frame(9)), Settle(receipt())])
+    out.carry_out([Settle(receipt(b"later")), Publish(NAMES.down, "test.client", frame(8))])
+
+    keys = [key for _, key, _, _ in transport.published]
+    assert keys == [NAMES.journal, NAMES.groups, "test.client"]
+    assert split_batch(transport.published[0][2]) == [frame(1), frame(2)]
+    out.on_confirmed(1)
+    assert transport.published[-1] == (NAMES.down, NAMES.log, transport.published[-1][2], True)
+    assert split_batch(transport.published[-1][2]) == [draw.frame]
+    out.on_confirmed(3)
+    assert transport.settled == []
+    out.on_confirmed(4)
+    assert [delivery.body for delivery, _ in transport.settled] == [b"delivery", b"later"]
+
+
+def test_an_entry_without_a_record_leaves_at_once() -> None:
+    book = LogBook(make_federation(1), tiny_plan())
+    snapshot = book.snapshot()
+    out, transport = outgoing()
+
+    out.carry_out([Append(snapshot)])
+    assert [key for _, key, _, _ in transport.published] == [NAMES.log]
+
+
 def test_unparseable_deliveries_go_to_the_dead_letters_after_the_confirm() -> None:
     out, transport = outgoing()
     delivery = make_delivery(b"rubbish")

@@ -12,6 +12,7 @@ import numpy as np
 from coordinator.output import Evaluator, InlineOutput
 from coordinator.service import CoordinatorService
 from shared.codec.flatten import read_weights
+from shared.codec.quantize import UniformSource
 from shared.effects import Note
 from shared.inbox import Inbox
 from shared.membership import Membership
@@ -148,6 +149,8 @@ class Process:
 class FederationRun:
     """Coordinator, worker processes, broker. `turn` lets everybody handle what came in, then time pass."""
 
+    rounding_of: Callable[[int], UniformSource] = staticmethod(np.random.default_rng)
+
     def __init__(
         self,
         *,
@@ -231,7 +234,7 @@ class FederationRun:
             },
             Tap(transport, history),
             lambda plan: self._make_training(index, plan, inbox),
-            rounding=np.random.default_rng(self._sessions),
+            rounding=self.rounding_of(self._sessions),
             clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(notes.append),
             keep_directory=lambda newest: self.known.__setitem__(index, newest.signed),
