@@ -13,6 +13,7 @@ from rich.console import Console
 
 from coordinator.settings import CoordinatorSettings
 from deploy.inspect.dead import look, put_back
+from deploy.inspect.draws import DrawnOffers
 from deploy.inspect.log import LogInspection
 from deploy.inspect.reading import Desk
 from deploy.inspect.tables import LOG_HEADING, client_table, dead_table, log_line, log_summary, queue_table
@@ -22,10 +23,10 @@ from shared.incoming import keys_of
 from shared.membership import Membership, load_membership
 from shared.settings import ProcessSettings
 from shared.telemetry import configure_logging
-from shared.transport.port import Delivery, Sink, Transport, TransportEvent
+from shared.transport.port import Delivery, Queue, Sink, Transport, TransportEvent
 from shared.transport.rabbitmq import RabbitMqTransport
 from shared.wire.framing import Opener
-from shared.wire.topology import Names, dead_queue, federation_topology, log_queue
+from shared.wire.topology import Names, dead_queue, federation_topology, journal_queue, log_queue
 from worker.memory import read_client
 from worker.settings import WorkerSettings
 
@@ -73,22 +74,19 @@ def log(
 ) -> None:
     """Read the model log from its oldest kept entry on, verify it as every worker does, show where the chain stands.
 
-    Exits with 1 if something stands there that no honest coordinator leaves. Repeats, and what a replaced
-    coordinator still wrote, are skipped and do not count.
+    Every draw whose offers stand in the coordinator's journal is recomputed. Exits with 1 if something stands there
+    that no honest coordinator leaves, or if so many draws of one version were void that somebody should ask why.
+    Repeats, and what a replaced coordinator still wrote, are skipped and do not count.
     """
     console = _console()
     with _opened(context.obj, config, federation_dir) as (desk, members, opener):
-        inspection = LogInspection(opener, members)
-        queue = log_queue(Names(members.directory.federation), 0)
+        names = Names(members.directory.federation)
+        drawn = DrawnOffers(opener)
+        drawn.read(_settled(desk, journal_queue(names, 0)))
+        inspection = LogInspection(opener, members, drawn)
         if not as_json:
             console.print(LOG_HEADING, style="dim", highlight=False)
-
-        def settled() -> Iterator[Delivery]:
-            for delivery in desk.read(queue, prefetch=LOG_PREFETCH, start="first"):
-                desk.transport.settle(delivery)
-                yield delivery
-
-        for record in inspection.records(settled()):
+        for record in inspection.records(_settled(desk, log_queue(names, 0))):
             if as_json:
                 typer.echo(json.dumps(record.as_json()))
             else:
@@ -98,7 +96,7 @@ def log(
         typer.echo(json.dumps({"summary": outlook}))
     else:
         console.print(log_summary(outlook))
-    if inspection.summary.alarming:
+    if inspection.summary.alarming or inspection.summary.often_void:
         raise typer.Exit(ALARM_EXIT_CODE)
 
 
@@ -168,6 +166,13 @@ def _opened(
         yield Desk(transport, inbox), members, opener
     finally:
         transport.close()
+
+
+def _settled(desk: Desk, stream: Queue) -> Iterator[Delivery]:
+    """A stream's messages to its present end."""
+    for delivery in desk.read(stream, prefetch=LOG_PREFETCH, start="first"):
+        desk.transport.settle(delivery)
+        yield delivery
 
 
 def _console() -> Console:

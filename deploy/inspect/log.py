@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from coordinator.scheduler.attempt import VOID_DRAWS_ALARM
+from deploy.inspect.draws import DrawnOffers
 from shared.errors import RefusalReason, RemoteProtocolError
 from shared.membership import Membership
 from shared.modellog.reader import LogReader, Marked, Skipped
@@ -27,7 +29,8 @@ class LogRecord:
     """One entry, or one message that is none.
 
     `kind` is empty where nothing verified says what it is. `groups` is how many were drawn, or counted in a change.
-    `size` is in bytes of the log. `alarming`: no honest coordinator leaves this there.
+    `size` is in bytes of the log. `draw` says whether one could be recomputed from its offers. `alarming`: no honest
+    coordinator leaves this there.
     """
 
     offset: int
@@ -40,6 +43,7 @@ class LogRecord:
     size: int = 0
     reason: str = ""
     detail: str = ""
+    draw: str = ""
     alarming: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -56,12 +60,20 @@ class LogSummary:
     skipped: Counter[str] = field(default_factory=Counter)
     alarming: int = 0
     void_draws: Counter[int] = field(default_factory=Counter)
+    draws: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def often_void(self) -> list[int]:
+        """The versions with so many void draws that it is an alarm: each costs clients an update, or shows sums."""
+        return sorted(version for version, count in self.void_draws.items() if count >= VOID_DRAWS_ALARM)
 
     def add(self, record: LogRecord) -> None:
         """Count one record."""
         self.size += record.size
         self.accepted += record.outcome == "accepted"
         self.alarming += record.alarming
+        if record.draw:
+            self.draws[record.draw] += 1
         if record.outcome == "skipped":
             self.skipped[record.reason] += 1
         elif record.kind == "void" and record.version is not None:
@@ -69,10 +81,11 @@ class LogSummary:
 
 
 class LogInspection:
-    """Reads a log once, from its oldest kept entry on."""
+    """Reads a log once, from its oldest kept entry on; `drawn` is what the journal says of its draws."""
 
-    def __init__(self, opener: Opener, members: Membership) -> None:
+    def __init__(self, opener: Opener, members: Membership, drawn: DrawnOffers | None = None) -> None:
         self.reader = LogReader(opener, members)
+        self._drawn = drawn or DrawnOffers(opener)
         self.summary = LogSummary()
         self._opener = opener
         self._pieces_size = 0
@@ -97,6 +110,8 @@ class LogInspection:
             "skipped": dict(summary.skipped),
             "alarming": summary.alarming,
             "void_draws": {str(version): count for version, count in summary.void_draws.items()},
+            "often_void": summary.often_void,
+            "draws": dict(summary.draws),
             "bytes": summary.size,
         }
         if chain is None:
@@ -150,7 +165,15 @@ class LogInspection:
             case _:
                 if isinstance(opened.message, VoidEntry) and self.reader.chain is not None:
                     fields["version"] = self.reader.chain.version
-                return LogRecord(outcome="accepted", **fields)
+                if isinstance(opened.message, DrawEntry):
+                    fields["draw"] = self._check(opened.digest, opened.message)
+                return LogRecord(outcome="accepted", alarming=fields.get("draw") == "differs", **fields)
+
+    def _check(self, digest: bytes, draw: DrawEntry) -> str:
+        chain, plan = self.reader.chain, self.reader.plan
+        assert chain is not None
+        assert plan is not None
+        return self._drawn.check(digest, draw, chain.version_head, plan.group_size)
 
 
 def _describe(message: Message) -> dict[str, Any]:

@@ -24,6 +24,8 @@ def log_line(record: LogRecord) -> Text:
         f"{record.offset:>8}  {record.kind or '?':<9} {_number(record.version):>7} {_number(record.term):>5} "
         f"{_number(record.groups):>6}  {record.digest[:_HASH_CHARS]:<12} {record.size:>11,}"
     )
+    if record.draw == "differs":
+        return Text(f"{line}  ANOTHER DRAW than that of its offers", style="bold red")
     if record.outcome != "skipped":
         return Text(line, style="dim" if record.outcome == "mark" else "")
     style = "bold red" if record.alarming else "yellow"
@@ -46,9 +48,13 @@ def log_summary(outlook: Mapping[str, Any]) -> Table:
     void = outlook["void_draws"]
     versions = ", ".join(f"{count} for version {version}" for version, count in void.items())
     table.add_row("void draws", f"{sum(void.values())} ({versions})" if void else "0")
+    draws = ", ".join(f"{count} {outcome}" for outcome, count in outlook["draws"].items())
+    table.add_row("draws", draws or "none")
     skipped = ", ".join(f"{count} {reason}" for reason, count in outlook["skipped"].items())
     table.add_row("entries", f"{outlook['accepted']} accepted, skipped: {skipped or 'none'}")
     table.add_row("bytes", f"{outlook['bytes']:,}")
+    for version in outlook["often_void"]:
+        table.add_row("ALARM", f"{void[str(version)]} draws of version {version} were void", style="bold red")
     if outlook["alarming"]:
         table.add_row("ALARM", f"{outlook['alarming']} that no honest coordinator leaves there", style="bold red")
     return table

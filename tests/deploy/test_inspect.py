@@ -16,21 +16,29 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from coordinator.aggregator.steering import SteeringState
+from coordinator.journal import JournalWriter
+from coordinator.kept import Kept, RunMemory, SchedulerMemory
 from deploy.inspect.cli import app
 from deploy.inspect.dead import look, put_back
+from deploy.inspect.draws import DrawnOffers
 from deploy.inspect.log import LogInspection, LogRecord
 from deploy.inspect.reading import Desk
+from deploy.inspect.tables import log_line
+from shared.crypto import merkle
+from shared.crypto.draw import draw_order, group_leaf
 from shared.crypto.signing import save_verifying_key
 from shared.directory import DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, sign_directory
 from shared.errors import BrokerUnavailable, SettingsError, StateError
 from shared.inbox import Inbox
+from shared.modellog.entries import SealedEntry
 from shared.settings import ProcessSettings
 from shared.transport.memory import MemoryBroker, MemoryTransport
 from shared.transport.port import Outcome, Sink, Transport, TransportEvent
 from shared.transport.rabbitmq import BrokerSettings, RabbitMqTransport
 from shared.wire.framing import pack_batches
 from shared.wire.log_messages import Mark
-from shared.wire.topology import dead_queue, federation_topology, groups_queue
+from shared.wire.topology import dead_queue, federation_topology, groups_queue, journal_queue, log_queue
 from tests.builders import (
     Federation,
     LogBook,
@@ -42,6 +50,7 @@ from tests.builders import (
     tiny_plan,
 )
 from tests.contracts.bench import Recorder
+from tests.simulation.federation import FederationRun
 from worker.memory import read_client
 from worker.state import ClientState
 from worker.storage import DirectoryStorage
@@ -150,6 +159,89 @@ def test_what_no_honest_coordinator_writes_is_an_alarm() -> None:
         ("", "malformed"),
     ]
     assert inspection.summary.alarming == 5
+
+
+# ── draws ──
+
+
+def read_journal(*frames: bytes, federation: Federation = FEDERATION) -> DrawnOffers:
+    drawn = DrawnOffers(federation.opener())
+    drawn.read(make_delivery(body, offset=offset) for offset, body in enumerate(pack_batches(frames)))
+    return drawn
+
+
+def record_of(draw: SealedEntry, *offers: bytes) -> list[bytes]:
+    """The frames of a draw's record with these offers."""
+    kept = Kept(SchedulerMemory((), offers, 30.0), RunMemory(SteeringState()), 0)
+    record = JournalWriter(lambda _: kept, None, FEDERATION.seal).record(draw)
+    assert record is not None
+    return list(record.frames())
+
+
+def test_every_draw_of_a_run_is_recomputed_from_the_offers_in_the_journal() -> None:
+    run = FederationRun(clients=5, plan={"round": {"rounds": 3}})
+    run.run()
+    inbox = Inbox[TransportEvent]()
+    desk = Desk(MemoryTransport(run.broker, inbox.put, name="inspect"), inbox)
+    drawn = DrawnOffers(run.keys.opener())
+    drawn.read(desk.read(journal_queue(run.keys.names, 0), prefetch=1000, start="first", quiet_s=QUIET_S))
+
+    inspection = LogInspection(run.keys.opener(), run.keys.members(), drawn)
+    stream = desk.read(log_queue(run.keys.names, 0), prefetch=1000, start="first", quiet_s=QUIET_S)
+    records = list(inspection.records(stream))
+
+    assert [record.draw for record in records if record.kind == "draw"] == ["recomputed"] * 3
+    assert (inspection.outlook()["draws"], inspection.summary.alarming) == ({"recomputed": 3}, 0)
+
+
+@pytest.mark.parametrize("lie", ["order", "offer", "twice"])
+def test_a_draw_that_is_not_that_of_its_offers_is_an_alarm(lie: str) -> None:
+    book = LogBook(FEDERATION, tiny_plan(8))
+    book.snapshot()
+    opener = FEDERATION.opener()
+    frames = [FEDERATION.seal_as(f"client-{i}", make_offer(nonce=bytes([i]) * 16)) for i in range(3)]
+    offers = [(opened.sender, opened.digest) for opened in map(opener.open, frames)]
+    order = draw_order(book.chain.version_head, [digest for _, digest in offers])
+    rosters = [[offers[place]] for place in order]
+    if lie == "order":
+        rosters.reverse()
+    root = merkle.root([group_leaf(index, roster) for index, roster in enumerate(rosters)])
+    draw = book.draw(groups=3, root=root)
+    named = {"order": frames, "offer": [*frames[:2], FEDERATION.seal_as("client-2", make_offer(counter=2))]}
+    drawn = read_journal(*record_of(draw, *named.get(lie, [*frames, frames[0]])))
+
+    inspection = LogInspection(FEDERATION.opener(), FEDERATION.members(), drawn)
+    records = list(inspection.records(make_delivery(body, offset=at) for at, body in enumerate(book.stream)))
+
+    assert records[-1].draw == "differs"
+    assert inspection.summary.alarming == 1
+    assert "ANOTHER DRAW" in log_line(records[-1]).plain
+
+
+@pytest.mark.parametrize("left", ["nothing", "pieces", "unverified"])
+def test_a_draw_whose_offers_cannot_be_read_is_no_alarm(left: str) -> None:
+    book = LogBook(FEDERATION, tiny_plan(8))
+    book.snapshot()
+    draw = book.draw()
+    offer = FEDERATION.seal_as("client-0", make_offer())
+    frames = record_of(draw, offer if left != "unverified" else offer[:-1] + b"?")
+    drawn = read_journal(*{"nothing": [], "pieces": frames[:-1]}.get(left, frames))
+
+    inspection = LogInspection(FEDERATION.opener(), FEDERATION.members(), drawn)
+    records = list(inspection.records(make_delivery(body, offset=at) for at, body in enumerate(book.stream)))
+
+    assert (records[-1].draw, inspection.summary.alarming) == ("no record", 0)
+
+
+def test_a_version_whose_draws_are_void_again_and_again_is_an_alarm() -> None:
+    book = history()
+    for _ in range(2):
+        book.draw()
+        book.void()
+    inspection, _ = inspect(book.stream)
+
+    assert inspection.summary.often_void == [2]
+    assert inspection.outlook()["void_draws"] == {"1": 2, "2": 3}
 
 
 # ── dead letters ──
@@ -317,6 +409,9 @@ def test_the_log_command_prints_json_and_warns_by_its_exit_code(office: Office, 
     def connect(_settings: ProcessSettings, sink: Sink, name: str) -> Transport:
         return MemoryTransport(office.broker, sink, name=name)
 
+    office.other.publish(
+        FEDERATION.names.down, FEDERATION.names.journal, batch(FEDERATION.seal(Mark(session=bytes(16))))
+    )
     sound = run("log", "--json", "--federation-dir", str(folder), connect=connect)
     office.other.publish(FEDERATION.names.down, FEDERATION.names.log, b"rubbish")
     spoilt = run("log", "--federation-dir", str(folder), connect=connect)
@@ -328,6 +423,7 @@ def test_the_log_command_prints_json_and_warns_by_its_exit_code(office: Office, 
     assert spoilt.exit_code == 1
     assert book.chain.head.hex() in spoilt.stdout
     assert "skipped: malformed" in spoilt.stdout
+    assert "5 no record" in spoilt.stdout
 
 
 def test_the_client_command_prints_what_is_remembered(state: ClientState, tmp_path: Path) -> None:
