@@ -48,7 +48,7 @@ class LogRecord:
 
     def as_json(self) -> dict[str, Any]:
         """The fields that have a value."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, "", False)}
+        return {name: value for name, value in asdict(self).items() if value not in (None, "") and value is not False}
 
 
 @dataclass(slots=True)

@@ -419,6 +419,7 @@ def test_the_log_command_prints_json_and_warns_by_its_exit_code(office: Office, 
     lines = [json.loads(line) for line in sound.stdout.splitlines()]
     assert sound.exit_code == 0
     assert [line["kind"] for line in lines[:2]] == ["snapshot", "draw"]
+    assert (lines[0]["offset"], lines[0]["version"]) == (0, 0)
     assert lines[-1]["summary"]["head"] == book.chain.head.hex()
     assert spoilt.exit_code == 1
     assert book.chain.head.hex() in spoilt.stdout
