@@ -255,6 +255,9 @@ class Scheduler:
         yield from self._word.begin(chain)
         yield from self._open_round(now)
         yield from resume_draw(event, self._plan, self._writer, self._under_way)
+        # A draw may have ended with the session before; who was in it does not see that in the log (below).
+        for client in sorted(self._roll.live) if self._is_async and chain.draw is None else ():
+            yield self._letters.task(client)
 
     def _on_run(self, entry: RunEntry, now: float) -> Iterator[CoordinatorEffect]:
         yield from self._word.take(entry, gathering=self._gathering)

@@ -271,3 +271,16 @@ def test_who_was_drawn_unheard_is_tasked_when_a_resumed_draw_ends() -> None:
 
     tasks = office.tasks(office.handle(office.change(), 101.0))
     assert [task.client for task in tasks] == office.clients[:2]
+
+
+def test_without_an_open_draw_a_successor_tells_everybody_which_offers_were_drawn() -> None:
+    office = buffered()
+    office.read_back(office.offers(office.clients[:2], 1.0, counter=5), 1.0)
+    change = office.change_on_its_way()
+    memory = office.scheduler.keep(change.sealed.entry)
+    office.desk.read_back([change])
+
+    tasks = office.tasks(succeed(office, memory))
+    assert [(task.client, task.drawn) for task in tasks] == [
+        (client, 5 if client in office.clients[:2] else 0) for client in office.clients
+    ]

@@ -103,10 +103,12 @@ def test_it_may_be_killed_again_while_it_recovers() -> None:
 
 
 PLATEAU = {"plateau_patience": 1, "rate_drop": 0.5}
+ASYNC = {"mode": "async", "pool_size": 4, "max_staleness": 2, "cooldown": 1}
 PLAINLY = {"clients": 4, "processes": 2}
 CASES: dict[str, dict[str, Any]] = {
     "stages of their own": {**SECURE, "stages": 2},
     "FedAdam": {**PLAINLY, "plan": {"aggregation": optimizer("Adam", lr=0.1)}},
+    "asynchronous mode": {**PLAINLY, "plan": {"round": ASYNC}},
     "FedAvgM": {**PLAINLY, "plan": {"aggregation": optimizer("SGD", lr=1.0, momentum=0.9)}},
     "plateau": {**PLAINLY, "plan": {"aggregation": optimizer("SGD", lr=4.0), "steering": PLATEAU}},
 }
