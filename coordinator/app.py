@@ -10,6 +10,7 @@ import torch
 from coordinator.directory_file import DirectoryFile
 from coordinator.dry_run import privacy_notes
 from coordinator.initial_weights import first_weights
+from coordinator.log_writer import Fenced
 from coordinator.output import EvaluationThread, Evaluator, ModelFiles
 from coordinator.presets import with_preset
 from coordinator.service import TICK_S, CoordinatorItem, CoordinatorService
@@ -30,6 +31,9 @@ from shared.transport.port import TransportEvent
 from shared.transport.rabbitmq import RabbitMqTransport
 from shared.workloads.loading import load_workload
 
+DRAIN_S = 5.0
+"""How long an orderly end waits for the broker's confirms."""
+
 
 def run_coordinator(settings: CoordinatorSettings) -> None:
     """Run until the planned rounds are done or the process is told to stop (SIGTERM, SIGINT).
@@ -42,7 +46,9 @@ def run_coordinator(settings: CoordinatorSettings) -> None:
     torch.set_num_threads(settings.evaluation_threads)
     members, key = _identities(settings)
     if "scheduler" in settings.roles:
-        _run_rounds(settings, members, key)
+        sessions = _Sessions(settings, members, key)
+        with StopSignal() as stop:
+            sessions.run(stop)
     else:
         _run_stage(settings, members, key)
 
@@ -84,41 +90,67 @@ def _run_stage(settings: CoordinatorSettings, members: Membership, key: SigningK
     telemetry.note(note("stage_stopped", counts=dict(telemetry.counts)))
 
 
-def _run_rounds(settings: CoordinatorSettings, members: Membership, key: SigningKey) -> None:
-    directory, file = members.directory, DirectoryFile(settings.federation_dir / DIRECTORY_FILE)
-    settings = with_preset(settings)
-    workload = load_workload(settings.workload, settings.workload_options)
-    plan = plan_of(settings, directory, workload)
-    evaluator = Evaluator(workload, plan.float_buffers)
-    files = ModelFiles(settings.output_dir, workload, plan.float_buffers)
-    inbox: Inbox[CoordinatorItem] = Inbox()
-    output = EvaluationThread(evaluator, files, lambda finished: inbox.put([finished]))
-    with StopSignal() as stop:
-        transport = RabbitMqTransport(settings.broker, inbox.put, name=f"{plan.federation}-coordinator")
+class _Sessions:
+    """What outlives a session: a process whose session was replaced stands by again, with another."""
+
+    def __init__(self, settings: CoordinatorSettings, members: Membership, key: SigningKey) -> None:
+        self._settings = with_preset(settings)
+        self._members = members
+        self._key = key
+        self._workload = load_workload(self._settings.workload, self._settings.workload_options)
+        self._plan = plan_of(self._settings, members.directory, self._workload)
+        self._evaluator = Evaluator(self._workload, self._plan.float_buffers)
+        self._files = ModelFiles(settings.output_dir, self._workload, self._plan.float_buffers)
+        self._directory_file = DirectoryFile(settings.federation_dir / DIRECTORY_FILE)
+        self._telemetry = Telemetry(process="coordinator", federation=self._plan.federation)
+        self._announced = False
+
+    def run(self, stop: StopSignal) -> None:
+        """Stand by, hold office, stand by, … until the run is over or the process is told to stop."""
+        while (service := self._hold_session(stop)) is None:
+            pass
+        _say_goodbye(service)
+
+    def _hold_session(self, stop: StopSignal) -> CoordinatorService | None:
+        """One session to its end; None if another coordinator has taken over."""
+        inbox: Inbox[CoordinatorItem] = Inbox()
+        output = EvaluationThread(self._evaluator, self._files, lambda finished: inbox.put([finished]))
+        # Connections of its own: with them go the session's consumers, and what it had not published yet.
+        transport = RabbitMqTransport(self._settings.broker, inbox.put, name=f"{self._plan.federation}-coordinator")
+        drain_s = DRAIN_S
         try:
-            weights = first_weights(settings.initial_weights, workload, plan.float_buffers)
-            session = secrets.token_bytes(16)
-            service = CoordinatorService(
-                plan,
-                members,
-                key,
-                transport,
-                weights,
-                output,
-                session=session,
-                clock_us=lambda: time.time_ns() // 1000,
-                telemetry=Telemetry(process="coordinator", federation=plan.federation),
-                sums_here="summing" in settings.roles,
-            )
-            broker = transport.connect()
-            _announce(service, plan, broker, len(directory.active_clients()))
+            service = self._make_service(transport, output)
+            self._announce(transport.connect(), service)
             service.start()
             spare_collections()
-            _loop(service, inbox, output, file, stop)
+            _loop(service, inbox, output, self._directory_file, stop)
+        except Fenced as fenced:
+            drain_s = 0.0
+            self._telemetry.note(note("replaced", "warning", reason=str(fenced)))
+            return None
         finally:
-            transport.close()
+            transport.close(drain_s)
             output.close()
-    _say_goodbye(service)
+        return service
+
+    def _make_service(self, transport: RabbitMqTransport, output: EvaluationThread) -> CoordinatorService:
+        return CoordinatorService(
+            self._plan,
+            self._members,
+            self._key,
+            transport,
+            first_weights(self._settings.initial_weights, self._workload, self._plan.float_buffers),
+            output,
+            session=secrets.token_bytes(16),
+            clock_us=lambda: time.time_ns() // 1000,
+            telemetry=self._telemetry,
+            sums_here="summing" in self._settings.roles,
+        )
+
+    def _announce(self, broker: str, service: CoordinatorService) -> None:
+        if not self._announced:
+            self._announced = True
+            _announce(service, self._plan, broker, len(self._members.directory.active_clients()))
 
 
 def _loop(

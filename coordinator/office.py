@@ -112,7 +112,7 @@ class Office:
             self.state = OfficeState.FOUNDING
             yield self._writer.snapshot(self._initial_weights)
         else:
-            self._compare_plans()
+            self.compare_plans()
             self.state = OfficeState.CLAIMING
             yield self._writer.append(TermEntry(parent=chain.head, term=chain.term + 1, session=self._session))
         self._initial_weights = None
@@ -122,9 +122,15 @@ class Office:
         if named is not None and weights_digest(weights).hex() != named:
             raise PlanError("initial_weights: these are not the weights that the plan names; the file was changed")
 
-    def _compare_plans(self) -> None:
+    def compare_plans(self) -> None:
+        """Look whether the log, if there is one, is one that we could write.
+
+        Raises:
+            PlanError: it belongs to another plan, or cannot be continued by this version.
+        """
         theirs = self._writer.log.plan
-        assert theirs is not None
+        if theirs is None:
+            return
         if theirs.digest() != self._plan.digest():
             ours, log = (plan.model_dump(exclude={"round": {"rounds"}}) for plan in (self._plan, theirs))
             fields = ", ".join(sorted(name for name in ours if ours[name] != log[name]))

@@ -1,14 +1,15 @@
 """The shell around the coordinator's machines: deliveries in, events round, effects out.
 
 The roles of one process (scheduler, summing stage, aggregator) share one bus: every event is shown to each machine, and
-what one machine tells (`Tell`) is an event for all. Nothing is consumed but the log until this session is in office.
+what one machine tells (`Tell`) is an event for all. Until this session is in office it follows the log, and waits on
+the offers queue for its turn (`coordinator.lease`): nothing that is delivered there is looked at before.
 While the broker is away the machines' time stands still: nobody is late or silent because nobody could be heard.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -39,10 +40,11 @@ from coordinator.events import (
 )
 from coordinator.journal import JournalReader, JournalWriter
 from coordinator.kept import Kept
+from coordinator.lease import HandOver, Lease, LeaseEvent, StandBy, StopWaiting, TakeOffice
 from coordinator.log_writer import LogWriter
 from coordinator.office import JournalRead, Office, OfficeState
 from coordinator.outage_clock import OutageClock
-from coordinator.scheduler.rounds import Scheduler
+from coordinator.scheduler.rounds import BY_OPERATOR, Scheduler
 from coordinator.status.record import RunRecord
 from coordinator.summing.stage import SummingStage
 from shared.crypto.signing import SigningKey, VerificationCache
@@ -67,7 +69,7 @@ from shared.transport.port import (
 from shared.wire.framing import Opener, seal
 from shared.wire.group_messages import Agreement, GivenUp, GroupJob, Reveal, Shares, Sum, Words
 from shared.wire.log_messages import DirectoryEntry, Entry
-from shared.wire.messages import Control, Message, Offer, Status
+from shared.wire.messages import Candidacy, Control, Message, Offer, Status
 from shared.wire.topology import (
     Names,
     client_queue,
@@ -156,6 +158,7 @@ class CoordinatorService:
         self.telemetry = telemetry
         self._outgoing = Outgoing(transport, self._names)
         self._bytes_in = 0
+        self._lease = Lease(self._names, session, seal_as_coordinator)
         writer = LogWriter(self.log, plan, seal_as_coordinator)
         aggregator = Aggregator(plan, writer)
         self._writer = writer
@@ -199,7 +202,7 @@ class CoordinatorService:
                     bytes_of_round=4 * self._plan.coordinate_count,
                 )
             )
-        self._outgoing.carry_out([self._office.start(self._session)])
+        self._outgoing.carry_out([self._lease.start()])
 
     def step(self, items: Sequence[CoordinatorItem], now: float) -> None:
         """Handle everything that came in, then give every machine a tick.
@@ -212,9 +215,12 @@ class CoordinatorService:
         effects: list[Effect] = []
         for item in items:
             self._clock.watch(item, now)
-            self._dispatch(self._receive(item, effects), effects, self._clock.at(now))
+            there = self._clock.at(now)
+            self._dispatch(self._receive(item, effects, there), effects, there)
+        there = self._clock.at(now)
+        self._dispatch(self._follow(Tick(), effects, there), effects, there)
         if self._office.state is OfficeState.IN_OFFICE:
-            self._dispatch([Tick()], effects, self._clock.at(now))
+            self._dispatch([Tick()], effects, there)
         for effect in effects:
             if isinstance(effect, Note):
                 self.telemetry.note(effect)
@@ -235,12 +241,14 @@ class CoordinatorService:
         """Broker messages published so far."""
         return self._outgoing.messages_published
 
-    def _receive(self, item: CoordinatorItem, effects: list[Effect]) -> Iterable[Event]:
+    def _receive(self, item: CoordinatorItem, effects: list[Effect], now: float) -> Iterable[Event]:
         match item:
             case Delivered(queue, deliveries) if queue == self._names.log:
-                return self._read_log(deliveries, effects)
+                return self._read_log(deliveries, effects, now)
             case Delivered(queue, deliveries) if queue == self._names.journal:
-                return self._read_journal(deliveries, effects)
+                return self._read_journal(deliveries, effects, now)
+            case Delivered(queue) if queue == self._names.offers:
+                return self._follow(item, effects, now)
             case Delivered(_, deliveries):
                 return [event for delivery in deliveries for event in self._open(delivery, effects)]
             case Confirmed(through):
@@ -284,6 +292,9 @@ class CoordinatorService:
         received, refusals = open_delivery(self._opener, delivery)
         effects += refusals
         for one in received:
+            if isinstance(one.opened.message, Candidacy) and delivery.queue == self._names.offers:
+                effects.append(Settle(one.receipt))
+                continue
             event = self._event_of(one, delivery.queue)
             if event is None:
                 effects += unexpected(one, f"in {delivery.queue}")
@@ -310,12 +321,30 @@ class CoordinatorService:
             case _:
                 return None
 
-    def _read_log(self, deliveries: Sequence[Delivery], effects: list[Effect]) -> Iterable[Event]:
+    def _follow(self, event: LeaseEvent, effects: list[Effect], now: float) -> Iterator[Event]:
+        for effect in self._lease.handle(event, now):
+            match effect:
+                case StandBy():
+                    self._office.compare_plans()
+                    prefetch = max(OFFERS_PREFETCH_MIN, 2 * len(self._clients))
+                    self._transport.consume(offers_queue(self._names), prefetch=min(prefetch, 65_535))
+                case TakeOffice():
+                    effects.append(self._office.start(self._session))
+                case HandOver(delivered):
+                    for delivery in delivered.deliveries:
+                        yield from self._open(delivery, effects)
+                case StopWaiting():
+                    self.finished = Finish(BY_OPERATOR)
+                case _:
+                    effects.append(effect)
+
+    def _read_log(self, deliveries: Sequence[Delivery], effects: list[Effect], now: float) -> Iterator[Event]:
         for delivery in deliveries:
             assert delivery.offset is not None
             for event in self.log.feed(delivery.offset, delivery.body):
                 self._writer.observe(event)
                 was_in_office = self._office.state is OfficeState.IN_OFFICE
+                yield from self._follow(event, effects, now)
                 if self._recall is not None and isinstance(event, Accepted):
                     self._recall.observe(event)
                 effects += self._ask_office(event)
@@ -327,7 +356,7 @@ class CoordinatorService:
                 elif not was_in_office and isinstance(event, Accepted):
                     self._record.observe(event.entry)
                 if not was_in_office and self._office.state is OfficeState.IN_OFFICE:
-                    yield self._begin_work()
+                    yield from self._begin_work(effects, now)
             effects.append(Settle(Receipt(delivery, 1)))
 
     def _ask_office(self, event: LogEvent | JournalRead) -> Iterable[Effect]:
@@ -338,7 +367,7 @@ class CoordinatorService:
             self._transport.consume(queue, prefetch=LOG_PREFETCH, start="first")
         return effects
 
-    def _read_journal(self, deliveries: Sequence[Delivery], effects: list[Effect]) -> Iterable[Event]:
+    def _read_journal(self, deliveries: Sequence[Delivery], effects: list[Effect], now: float) -> Iterator[Event]:
         for delivery in deliveries:
             assert delivery.offset is not None
             effects.append(Settle(Receipt(delivery, 1)))
@@ -346,7 +375,7 @@ class CoordinatorService:
                 effects += self._ask_office(JournalRead(session))
                 if self._office.state is OfficeState.IN_OFFICE:
                     self._transport.cancel(delivery.queue)
-                    yield self._begin_work()
+                    yield from self._begin_work(effects, now)
                     break
 
     def _declare_new_clients(self, entry: Entry) -> None:
@@ -355,17 +384,16 @@ class CoordinatorService:
             queues = tuple(client_queue(self._names, client) for client in self._clients if client not in before)
             self._transport.declare(Topology(exchanges=(), queues=queues))
 
-    def _begin_work(self) -> TookOffice:
+    def _begin_work(self, effects: list[Effect], now: float) -> Iterator[Event]:
         """In office: consume what this session is now responsible for, and go on from what the journal says."""
-        prefetch = max(OFFERS_PREFETCH_MIN, 2 * len(self._clients))
         if self._sums_here:
             queue = stage_queue(self._names, self._stage_id, 4 * self._plan.dimension)
             self._transport.consume(queue, prefetch=STAGE_PREFETCH)
             self._transport.consume(groups_queue(self._names), prefetch=GROUPS_PREFETCH)
         self._transport.consume(sums_queue(self._names), prefetch=SUMS_PREFETCH)
-        self._transport.consume(offers_queue(self._names), prefetch=min(prefetch, 65_535))
         assert self._recall is not None
         recalled, self._recall = self._recall, None
         if recalled.is_behind:
             self.telemetry.note(note("journal_is_behind", "warning"))
-        return recalled.took_office()
+        yield recalled.took_office()
+        yield from self._follow(TookOffice(), effects, now)

@@ -27,6 +27,7 @@ class Progress:
     broker_lost: str = ""
     waiting: dict[str, Any] = field(default_factory=dict)
     paused: bool = False
+    standing_by: bool = False
     finished: bool = False
     reason: str = ""
 
@@ -36,7 +37,9 @@ class Progress:
             case "coordinator_started":
                 self.federation, self.rounds = note["federation"], note["plan"]["round"]["rounds"]
             case "in_office":
-                self.version = note["version"]
+                self.version, self.standing_by = note["version"], False
+            case "standing_by":
+                self.standing_by = True
             case "run_paused":
                 self.paused = True
             case "run_resumed" | "run_stopping":
@@ -91,6 +94,8 @@ def _state(present: Present, progress: Progress) -> str:
         return present.phase
     if progress.broker_lost:
         return f"broker lost: {progress.broker_lost}"
+    if progress.standing_by:
+        return "stands by: another coordinator is in office"
     if progress.paused:
         return "paused by the operator; `comitia resume` goes on"
     if not any(one.clients for one in present.processes):

@@ -83,6 +83,7 @@ class Kind(IntEnum):
     DIRECTORY = 40
     RECORD = 41
     CONTROL = 48
+    CANDIDACY = 49
 
 
 class Role(StrEnum):
@@ -223,3 +224,14 @@ class Control(Message):
 
     run: Annotated[RunState, Field(strict=False)]
     issued_us: Counter
+
+
+# ── coordinators among themselves ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Candidacy(Message):
+    """A coordinator that waits for the office puts this into its own queue: delivered, it says that it is its turn."""
+
+    kind: ClassVar[Kind] = Kind.CANDIDACY
+
+    session: Nonce

@@ -27,7 +27,7 @@ from shared.wire.log_messages import (
     TermEntry,
     VoidEntry,
 )
-from shared.wire.messages import Control, Kind, Message, Offer, Reminder, Status, Task
+from shared.wire.messages import Candidacy, Control, Kind, Message, Offer, Reminder, Status, Task
 
 MESSAGE_TYPES: dict[Kind, type[Message]] = {
     t.kind: t
@@ -58,6 +58,7 @@ MESSAGE_TYPES: dict[Kind, type[Message]] = {
         DirectoryEntry,
         Record,
         Control,
+        Candidacy,
     )
 }
 """Every message type by its kind: the decoder's table."""

@@ -101,7 +101,7 @@ class Names:
 
     @property
     def operator_key(self) -> str:
-        """Routing key on `up` of the operator's commands; only the coordinator's own broker user may publish there."""
+        """Routing key on `up` of commands and candidacies; only the coordinator's own broker user may publish there."""
         return self.offer_key(OPERATOR)
 
     def reply_key(self, stage: StageId, site: SiteId) -> str:
@@ -115,7 +115,7 @@ def client_queue(names: Names, client: ClientId) -> Queue:
 
 
 def offers_queue(names: Names) -> Queue:
-    """Offers and statuses of all clients, the operator's commands; its single active consumer is the one in office."""
+    """Offers and statuses of all clients, the operator's commands; to be its single active consumer is the lease."""
     bindings = (Binding(exchange=names.up, queue=names.offers, routing_key="offer.*"),)
     return _work_queue(names, names.offers, single=True, messages=200_000, size=512 * MIB, bindings=bindings)
 

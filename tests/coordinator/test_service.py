@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from coordinator.log_writer import Fenced
 from coordinator.outage_clock import OutageClock
 from shared.errors import BrokerUnavailable, PlanError, RefusalReason
 from shared.modellog.chain import GENESIS
@@ -32,7 +31,7 @@ def refusals(run: FederationRun) -> list[str]:
     return [str(note.fields["reason"]) for note in run.notes if note.event == "refused"]
 
 
-def test_only_the_log_is_consumed_before_office() -> None:
+def test_only_the_log_and_the_lease_are_consumed_before_office() -> None:
     run = FederationRun()
     names = run.keys.names
 
@@ -41,7 +40,7 @@ def test_only_the_log_is_consumed_before_office() -> None:
 
     assert consumed() == [names.log]
     run.run(until=lambda: run.version == 0)
-    assert consumed()[1:] == [names.stage(f"stage-{1:032x}"[:18]), names.groups, names.sums, names.offers]
+    assert consumed()[1:] == [names.offers, names.stage(f"stage-{1:032x}"[:18]), names.groups, names.sums]
 
 
 def test_everything_is_settled_when_a_run_is_over() -> None:
@@ -121,21 +120,6 @@ def test_a_kind_that_does_not_belong_into_a_queue_is_dropped() -> None:
 def test_a_plan_for_more_clients_than_are_enrolled_is_refused() -> None:
     with pytest.raises(PlanError, match="need 5 clients"):
         FederationRun(clients=4, plan={"aggregation": {"rule": "trimmed-mean", "trim": 2}})
-
-
-def test_a_second_coordinator_ends_the_first() -> None:
-    run = FederationRun()
-    run.run(until=lambda: run.version == 2)
-    first, inbox = run.coordinator, run.coordinator_inbox
-    run.start_coordinator()
-
-    def both() -> None:
-        for _ in range(20):
-            run.turn()
-            first.step(inbox.take(0), run.now)
-
-    with pytest.raises(Fenced):
-        both()
 
 
 def test_a_foreign_term_in_the_log_is_not_believed_without_our_key() -> None:

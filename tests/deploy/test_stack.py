@@ -361,6 +361,8 @@ ROUND = {"event": "round_finished", "version": 8, "accuracy": 0.9, "loss": 0.25}
 WAITING = {"event": "waiting_for_clients", "offers": 1, "needed": 3, "live": 2}
 LOST = {"event": "disconnected", "reason": "gone"}
 BACK = {"event": "connected", "reconnects": 1}
+WAITS = {"event": "standing_by"}
+REPLACED = {"event": "replaced", "reason": "another coordinator"}
 FINISHED = {"event": "coordinator_stopped", "finished": True}
 WORKER = ProcessPresent(name="worker-1", state="running", pid=17, clients=("client-001", "client-002"))
 
@@ -385,6 +387,9 @@ def shown(*notes: dict[str, object], processes: tuple[ProcessPresent, ...] = (WO
         ((STARTED, IN_OFFICE, LOST), (WORKER,), "broker lost: gone"),
         ((STARTED, IN_OFFICE, LOST, BACK), (WORKER,), "local: learning"),
         ((STARTED, IN_OFFICE, FINISHED), (), "local: finished"),
+        ((STARTED, WAITS), (WORKER,), "local: stands by: another coordinator is in office"),
+        ((STARTED, IN_OFFICE, REPLACED, WAITS), (WORKER,), "local: stands by"),
+        ((STARTED, WAITS, IN_OFFICE), (WORKER,), "local: learning"),
     ],
 )
 def test_status_tells_what_the_federation_does(

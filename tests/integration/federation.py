@@ -18,7 +18,18 @@ import pika
 import psutil
 
 from deploy.federation_keys import FederationKeys, make_federation_keys
-from shared.wire.topology import Names, federation_topology
+from deploy.inspect.reading import Desk
+from shared.crypto.signing import VerificationCache
+from shared.inbox import Inbox
+from shared.incoming import keys_of
+from shared.membership import load_membership
+from shared.modellog.reader import Accepted, LogReader
+from shared.transport.broker_settings import BrokerSettings
+from shared.transport.port import TransportEvent
+from shared.transport.rabbitmq import RabbitMqTransport
+from shared.wire.framing import Opener
+from shared.wire.log_messages import Entry
+from shared.wire.topology import Names, federation_topology, log_queue
 from tests.integration.workloads import GATE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
@@ -120,9 +131,14 @@ class LiveFederation:
 
     def start_coordinator(self) -> LoggingProcess:
         """Start the coordinator and wait until it is in office."""
-        coordinator = self._start("coordinator", ["coordinator"], **{"group_size": 1, **self.settings})
+        coordinator = self.start_standby("coordinator")
         coordinator.wait_for("in_office")
         return coordinator
+
+    def start_standby(self, name: str = "") -> LoggingProcess:
+        """Start a coordinator that may have to wait for the office."""
+        name = name or f"coordinator-{len(self.processes)}"
+        return self._start(name, ["coordinator"], **{"group_size": 1, **self.settings})
 
     def start_stage(self, **settings: Any) -> LoggingProcess:
         """Start a process that does nothing but summing."""
@@ -150,6 +166,21 @@ class LiveFederation:
         """A channel of our own at the broker."""
         with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
             yield connection.channel()
+
+    def read_log(self) -> list[Entry]:
+        """What a new reader of the whole log accepts, when nobody writes it."""
+        inbox: Inbox[TransportEvent] = Inbox()
+        members = load_membership(self.keys.root)
+        opener = Opener(members.directory.federation_id, keys_of(members), VerificationCache())
+        transport = RabbitMqTransport(BrokerSettings(urls=(self.url,)), inbox.put, name="test")
+        reader, entries = LogReader(opener, members), []
+        with contextlib.closing(transport):
+            for delivery in Desk(transport, inbox).read(log_queue(self.names, 0), prefetch=64, start="first"):
+                assert delivery.offset is not None
+                events = reader.feed(delivery.offset, delivery.body)
+                entries += [event.entry for event in events if isinstance(event, Accepted)]
+                transport.settle(delivery)
+        return entries
 
     def close(self) -> None:
         """End all processes, remove the federation from the broker."""

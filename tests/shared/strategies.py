@@ -149,4 +149,5 @@ MESSAGES: dict[m.Kind, st.SearchStrategy[m.Message]] = {
         optimizer=st.none() | st.lists(hashes, max_size=3).map(tuple),
     ),
     m.Kind.CONTROL: st.builds(m.Control, run=st.sampled_from(m.RunState), issued_us=counters),
+    m.Kind.CANDIDACY: st.builds(m.Candidacy, session=nonces),
 }

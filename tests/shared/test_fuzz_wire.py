@@ -40,7 +40,7 @@ from shared.wire.group_messages import (
     Words,
 )
 from shared.wire.log_messages import DirectoryEntry, Mark, Piece, RunEntry
-from shared.wire.messages import Control, Kind, Message, PublicKeys, Reminder, Role, RunState, Task
+from shared.wire.messages import Candidacy, Control, Kind, Message, PublicKeys, Reminder, Role, RunState, Task
 from shared.wire.registry import MESSAGE_TYPES
 from tests.builders import (
     FEDERATION_ID,
@@ -89,6 +89,7 @@ def genuine_messages() -> list[Message]:
         Piece(body=bytes(200)),
         Mark(session=bytes(16)),
         Control(run=RunState.PAUSED, issued_us=7),
+        Candidacy(session=bytes(16)),
         Reminder(client="client-0", frame=FEDERATION.seal_as("client-0", offer)),
     ]
 

@@ -70,6 +70,7 @@ VALID: dict[type[m.Message], dict[str, Any]] = {
     e.DirectoryEntry: {**LINK, "number": 1, "digest": H},
     j.Record: {"entry": H, "state": (H,), "optimizer": None},
     m.Control: {"run": "stopping", "issued_us": 1},
+    m.Candidacy: {"session": bytes(16)},
 }
 
 HASH = (b"", bytes(31), bytes(33), "0" * 32, None)
@@ -213,6 +214,7 @@ REFUSED: dict[type[m.Message], dict[str, tuple[Any, ...]]] = {
         "optimizer": (*HASHES, (H,) * (m.PIECES_MAX + 1)),
     },
     m.Control: {"run": RUN, "issued_us": COUNTER},
+    m.Candidacy: {"session": NONCE},
 }
 CASES = [
     pytest.param(message_type, field, value, id=f"{message_type.__name__}.{field}-{number}")
@@ -260,6 +262,7 @@ def test_the_decoder_knows_every_type_and_numbers_never_change() -> None:
         40: "DirectoryEntry",
         41: "Record",
         48: "Control",
+        49: "Candidacy",
     }
 
 
