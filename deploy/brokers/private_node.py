@@ -137,10 +137,9 @@ def start_private_node(directory: Path, *, ready_s: float = READY_S) -> Broker:
 def _start(programs: Programs, directory: Path, lock: int, ready_s: float) -> Broker:
     password = _secret(directory / "password")
     _secret(directory / ".erlang.cookie")
-    port, distribution_port, epmd_port = _free_ports(3)
-    _write_private(directory / "rabbitmq.conf", CONFIGURATION.format(user=USER, password=password))
-    (directory / "enabled_plugins").write_text("[].\n")
-    node = PrivateNode(programs, directory, _environment(directory, port, distribution_port, epmd_port))
+    port, distribution_port, epmd_port = free_ports(3)
+    configure(directory, password)
+    node = PrivateNode(programs, directory, node_environment(directory, port, distribution_port, epmd_port))
     try:
         node.start(lock)
         version = await_broker(HOST, port, timeout_s=ready_s, alive=lambda: node.alive)
@@ -156,7 +155,15 @@ def _start(programs: Programs, directory: Path, lock: int, ready_s: float) -> Br
     )
 
 
-def _environment(directory: Path, port: int, distribution_port: int, epmd_port: int) -> dict[str, str]:
+def configure(directory: Path, password: str, more: str = "") -> None:
+    """Write a node's configuration: one user with this password, no plugins, and `more` lines."""
+    _write_private(directory / "rabbitmq.conf", CONFIGURATION.format(user=USER, password=password) + more)
+    (directory / "enabled_plugins").write_text("[].\n")
+
+
+def node_environment(
+    directory: Path, port: int, distribution_port: int, epmd_port: int, name: str = NODE
+) -> dict[str, str]:
     """What the node, its epmd and rabbitmqctl have to agree on; foreign RabbitMQ settings must not leak in."""
     loopback_only = "-kernel inet_dist_use_interface {127,0,0,1}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
@@ -165,7 +172,7 @@ def _environment(directory: Path, port: int, distribution_port: int, epmd_port: 
         "LC_ALL": "C.UTF-8",
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": HOST,
-        "RABBITMQ_NODENAME": NODE,
+        "RABBITMQ_NODENAME": name,
         "RABBITMQ_NODE_IP_ADDRESS": HOST,
         "RABBITMQ_NODE_PORT": str(port),
         "RABBITMQ_DIST_PORT": str(distribution_port),
@@ -193,7 +200,8 @@ def _locked(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _free_ports(count: int) -> tuple[int, ...]:
+def free_ports(count: int) -> tuple[int, ...]:
+    """Ports of this machine's loopback that nobody listens on now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -201,7 +201,7 @@ def test_the_version_is_read_from_the_handshake(
 
 def test_waiting_ends_when_the_process_does() -> None:
     with pytest.raises(BrokerUnavailable, match="ended"):
-        await_broker("127.0.0.1", private_node._free_ports(1)[0], timeout_s=30, alive=lambda: False)
+        await_broker("127.0.0.1", private_node.free_ports(1)[0], timeout_s=30, alive=lambda: False)
 
 
 # --- the leash -------------------------------------------------------------------------------------------------------

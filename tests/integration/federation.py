@@ -109,7 +109,10 @@ class LoggingProcess:
 
 @dataclass
 class LiveFederation:
-    """Starts processes on one machine, with settings of the test's choice. `close` ends them and cleans the broker."""
+    """Starts processes on one machine, with settings of the test's choice. `close` ends them and cleans the broker.
+
+    `url` may be several, separated by spaces.
+    """
 
     root: Path
     url: str
@@ -164,7 +167,7 @@ class LiveFederation:
     @contextlib.contextmanager
     def channel(self) -> Iterator[Any]:
         """A channel of our own at the broker."""
-        with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
+        with pika.BlockingConnection([pika.URLParameters(url) for url in self.url.split()]) as connection:
             yield connection.channel()
 
     def read_log(self) -> list[Entry]:
@@ -172,7 +175,7 @@ class LiveFederation:
         inbox: Inbox[TransportEvent] = Inbox()
         members = load_membership(self.keys.root)
         opener = Opener(members.directory.federation_id, keys_of(members), VerificationCache())
-        transport = RabbitMqTransport(BrokerSettings(urls=(self.url,)), inbox.put, name="test")
+        transport = RabbitMqTransport(BrokerSettings(urls=tuple(self.url.split())), inbox.put, name="test")
         reader, entries = LogReader(opener, members), []
         with contextlib.closing(transport):
             for delivery in Desk(transport, inbox).read(log_queue(self.names, 0), prefetch=64, start="first"):
