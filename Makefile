@@ -4,10 +4,12 @@ ARGS ?=
 DEMO ?= --privacy record --attackers 1 --drop 1 --drop-at words
 N ?= 8
 J ?= 2
+MINUTES ?= 5
+SEED ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup broker lint test demo up down workers scale status logs compose-up compose-down peers bench clean
+.PHONY: help setup broker lint test demo up down workers scale status logs compose-up compose-down peers bench chaos clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -63,6 +65,9 @@ peers: .venv-peers/stamp ## make .venv-peers, with the libraries that the benchm
 
 bench: setup broker ## measure the hot paths and a round, beside the peers if they are there
 	$(or $(wildcard .venv-peers/bin),$(BIN))/python -m tests.bench $(ARGS)
+
+chaos: setup broker ## kill, freeze and restart everything for MINUTES=5 (SEED=… repeats), then check what must hold
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean: ## stop the local stacks and remove everything that was made here
 	[ ! -x $(BIN)/comitia ] || $(BIN)/comitia down

@@ -68,6 +68,10 @@ class BrokerNodes:
         if wanted is signal.SIGKILL:
             wait_until(lambda: not self._servers[number].alive, "the end of the node")
 
+    def alive(self, number: int) -> bool:
+        """Whether a node runs, be it frozen."""
+        return self._servers[number].alive
+
     def close(self) -> None:
         """End everything."""
         for number, server in self._servers.items():

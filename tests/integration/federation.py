@@ -170,20 +170,21 @@ class LiveFederation:
         with pika.BlockingConnection([pika.URLParameters(url) for url in self.url.split()]) as connection:
             yield connection.channel()
 
-    def read_log(self) -> list[Entry]:
-        """What a new reader of the whole log accepts, when nobody writes it."""
+    def read_log(self) -> tuple[LogReader, list[Entry]]:
+        """A new reader of the whole log, when nobody writes it, and the entries that it accepted."""
         inbox: Inbox[TransportEvent] = Inbox()
         members = load_membership(self.keys.root)
         opener = Opener(members.directory.federation_id, keys_of(members), VerificationCache())
         transport = RabbitMqTransport(BrokerSettings(urls=tuple(self.url.split())), inbox.put, name="test")
-        reader, entries = LogReader(opener, members), []
+        reader = LogReader(opener, members)
+        entries: list[Entry] = []
         with contextlib.closing(transport):
             for delivery in Desk(transport, inbox).read(log_queue(self.names, 0), prefetch=64, start="first"):
                 assert delivery.offset is not None
                 events = reader.feed(delivery.offset, delivery.body)
                 entries += [event.entry for event in events if isinstance(event, Accepted)]
                 transport.settle(delivery)
-        return entries
+        return reader, entries
 
     def close(self) -> None:
         """End all processes, remove the federation from the broker."""
