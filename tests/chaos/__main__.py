@@ -13,10 +13,9 @@ from rich.console import Console
 
 from deploy.brokers.private_node import find_programs
 from shared.errors import BrokerUnavailable
-from tests.chaos.run import progress, run_chaos, run_undisturbed
+from tests.chaos.run import KILLS_PER_MINUTE, progress, run_chaos, run_undisturbed
 
 POINTS_MAX = 0.02
-KILLS_PER_MINUTE = 8
 
 
 def main(

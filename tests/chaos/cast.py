@@ -33,6 +33,9 @@ class Part(Protocol):
     def alive(self) -> bool:
         """Whether it runs, be it frozen."""
 
+    def at_work(self) -> bool:
+        """Whether it has come far enough to have something to lose."""
+
 
 @dataclass
 class ProcessPart:
@@ -57,6 +60,10 @@ class ProcessPart:
         """See `Part`."""
         return self.process is not None and self.process.process.poll() is None
 
+    def at_work(self) -> bool:
+        """See `Part`."""
+        return self.process is not None and bool(self.process.notes("connected"))
+
 
 @dataclass
 class BrokerPart:
@@ -77,6 +84,10 @@ class BrokerPart:
     def alive(self) -> bool:
         """See `Part`."""
         return self.nodes.alive(0)
+
+    def at_work(self) -> bool:
+        """See `Part`."""
+        return True
 
 
 def settings(rounds: int, privacy: Mapping[str, Any] | None) -> dict[str, Any]:

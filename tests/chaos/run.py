@@ -20,6 +20,7 @@ from tests.integration.federation import LiveFederation
 WORKLOAD = "digits"
 ROUNDS_MAX = 5_000
 START_S = 300.0
+KILLS_PER_MINUTE = 8
 AFTERWARDS = 2
 AFTERWARDS_S = 90.0
 
@@ -59,7 +60,8 @@ def run_chaos(
         try:
             cast.start(nodes, lambda: tap_words(federation))
             wait_for_versions(cast, 1, START_S)
-            vandal.rampage(seconds, lambda: watch.look(ledgers(federation.root, federation.clients)))
+            kills = round(KILLS_PER_MINUTE * seconds / 60)
+            vandal.rampage(seconds, kills, lambda: watch.look(ledgers(federation.root, federation.clients)))
             recovered_s = wait_for_versions(cast, AFTERWARDS, AFTERWARDS_S)
             for process in federation.processes:
                 process.kill()

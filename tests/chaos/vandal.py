@@ -31,11 +31,13 @@ class Vandal:
     unexpected: list[str] = field(default_factory=list)
     _due: list[tuple[float, str, Part]] = field(default_factory=list)
 
-    def rampage(self, seconds: float, watch: Callable[[], None]) -> None:
-        """Go on for so long, then let everybody come back; `watch` is called all the time."""
-        end = time.monotonic() + seconds
-        next_deed = time.monotonic()
-        while (now := time.monotonic()) < end:
+    def rampage(self, seconds: float, kills: int, watch: Callable[[], None]) -> None:
+        """Go on for so long and for so many kills, but at most for twice as long, then let everybody come back.
+
+        `watch` is called all the time.
+        """
+        began = next_deed = time.monotonic()
+        while (now := time.monotonic()) < began + seconds or (self.kills < kills and now < began + 2 * seconds):
             self._bring_back(now)
             self._notice_ends()
             if now >= next_deed:
@@ -52,7 +54,9 @@ class Vandal:
 
     def _do_one(self, now: float) -> None:
         away = [part for _, _, part in self._due]
-        here = [part for part in self.cast.parts if part not in away]
+        here = [part for part in self.cast.parts if part not in away and part.at_work()]
+        if not here:
+            return
         kinds = {part.kind for part in here}
         kind = self.chance.choices(sorted(kinds), [CHANCES[kind] for kind in sorted(kinds)])[0]
         part = self.chance.choice([part for part in here if part.kind == kind])
