@@ -16,7 +16,7 @@ CLIENTS = 8
 HEARTBEAT_S = 2
 END_S = 40.0
 
-RECORD_PRIVACY = {"level": "record", "noise_multiplier": 1.0, "delta": 1e-4}
+RECORD_PRIVACY = {"level": "record", "noise_multiplier": 1.0, "delta": 1e-4, "nominal_records": 180}
 
 
 class Part(Protocol):
