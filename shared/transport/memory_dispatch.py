@@ -23,6 +23,7 @@ class Dispatch:
         self._owners: dict[str, Seat] = {}
         # In the order of their subscribing; the first is the single active consumer.
         self._consumers: dict[str, list[Subscription]] = {}
+        self._with_undead: dict[str, WorkQueue] = {}
 
     def has_exchange(self, name: str) -> bool:
         """Whether publishes to this exchange are possible."""
@@ -102,6 +103,7 @@ class Dispatch:
         self._consumers[name].remove(subscription)
         if subscription.queue.exclusive:
             del self._queues[name], self._owners[name]
+            self._with_undead.pop(name, None)
             self._routes.unbind(name)
         else:
             self._return(name, unsettled)
@@ -192,17 +194,21 @@ class Dispatch:
             for message in dead:
                 message.death = message.death or Death(queue.declared.name, reason)
             queue.undead.extend(dead)
+            if dead:
+                self._with_undead[queue.declared.name] = queue
             self._bury_undead()
 
     def _bury_undead(self) -> None:
         """Move dead letters on; one that no queue takes stays and holds up those behind it."""
-        for queue in [queue for queue in self._queues.values() if isinstance(queue, WorkQueue) and queue.undead]:
+        for queue in list(self._with_undead.values()):
             while queue.undead:
                 # Out of the way first: delivering it may lead back here.
                 dead = queue.undead.popleft()
                 if not self._move(queue, dead):
                     queue.undead.appendleft(dead)
                     break
+            else:
+                self._with_undead.pop(queue.declared.name, None)
 
     def _move(self, source: WorkQueue, dead: Message) -> bool:
         names = self._reached(source.dead_letter_exchange or "", dead.routing_key)
