@@ -90,7 +90,11 @@ class Directory(_Record):
         return entry.verifying_key
 
     def active_clients(self) -> tuple[ClientId, ...]:
-        """All clients that are not revoked, sorted."""
+        """All clients that are not revoked, sorted; sorted once."""
+        return self._active_clients
+
+    @cached_property
+    def _active_clients(self) -> tuple[ClientId, ...]:
         return tuple(ClientId(client) for client in sorted(self.clients.keys() - self.revoked))
 
     def encode(self) -> bytes:

@@ -84,6 +84,7 @@ class LogReader:
         self._expected: tuple[bytes, np.ndarray] | None = None
         self._drawn: tuple[bytes, np.ndarray | None] | None = None
         self._built_on = False
+        self._directory: Directory | None = None
         self.chain: ChainState | None = None
         self.plan: Plan | None = None
         self.plan_digest = b""
@@ -232,7 +233,8 @@ class LogReader:
     @property
     def directory(self) -> Directory:
         """The directory in force in the log, from a reader that has begun."""
-        return self.members.read(self.signed_directory)
+        assert self._directory is not None
+        return self._directory
 
     @property
     def directory_digest(self) -> bytes:
@@ -247,7 +249,7 @@ class LogReader:
             self.members.adopt(signed)
         except DirectoryError:
             return False
-        self.signed_directory = signed
+        self.signed_directory, self._directory = signed, directory
         return True
 
     def _same_plan(self, entry: SnapshotEntry) -> Plan | None:
