@@ -93,6 +93,11 @@ class GroupSum:
         return self._setting.group.index
 
     @property
+    def due(self) -> float:
+        """When `tick` may have something to do, if nothing is heard before (seconds, monotonic)."""
+        return min(self._deadline, self._repeat_at)
+
+    @property
     def ended(self) -> bool:
         """Whether the group has its sum, or was given up."""
         return self.state in (GroupState.SUMMED, GroupState.GIVEN_UP)

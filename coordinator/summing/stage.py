@@ -18,6 +18,7 @@ or that this process has just made, are summed.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -74,13 +75,16 @@ class SummingStage:
         self._draw = b""
         self._made_here = False
         self._voided: set[bytes] = set()
-        self._jobs: list[tuple[Receipt, set[int]]] = []
+        self._jobs: dict[Receipt, set[int]] = {}
+        self._jobs_of: dict[int, list[Receipt]] = {}
         self._ended: set[int] = set()
         self._held: deque[JobArrived] = deque()
         self._known: set[int] = set()
         self._queued: deque[tuple[GroupJob, Group]] = deque()
         self._open: dict[bytes, GroupSum] = {}
-        self._open_bytes: dict[bytes, int] = {}
+        self._sizes: dict[bytes, int] = {}
+        self._open_bytes = 0
+        self._nothing_due_until = -math.inf
         self._closed: set[bytes] = set()
 
     def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
@@ -126,24 +130,25 @@ class SummingStage:
             yield from self._on_job(event, now)
 
     def _end(self, outcome: Outcome = Outcome.ACK) -> Iterator[CoordinatorEffect]:
-        for receipt, _ in self._jobs:
+        for receipt in self._jobs:
             yield Settle(receipt, outcome)
-        self._jobs = []
+        self._jobs.clear()
+        self._jobs_of.clear()
         self._known.clear()
         self._ended.clear()
         self._queued.clear()
         self._open.clear()
-        self._open_bytes.clear()
+        self._sizes.clear()
+        self._open_bytes = 0
         self._closed.clear()
         self._draw, self._made_here = b"", False
 
     def _on_job(self, event: JobArrived, now: float) -> Iterator[CoordinatorEffect]:
         job = event.job
         if job.draw == self._draw:
-            self._jobs.append((event.receipt, {group.index for group in job.members}))
+            yield from self._take_job(event.receipt, {group.index for group in job.members})
             self._queued.extend((job, group) for group in job.members if group.index not in self._known)
             self._known.update(group.index for group in job.members)
-            yield from self._settle_jobs()
             yield from self._open_groups(now)
         elif self._may_come(job):
             self._held.append(event)
@@ -166,7 +171,7 @@ class SummingStage:
             job, group = self._queued[0]
             form = self._plan.sum_format(len(group.members), self._log.chain.clipping_norm)
             size = len(group.members) * (form.length * form.word_type.itemsize + self._plan.positions_bytes)
-            if self._open and sum(self._open_bytes.values()) + size > OPEN_BYTES_MAX:
+            if self._open and self._open_bytes + size > OPEN_BYTES_MAX:
                 return
             self._queued.popleft()
             try:
@@ -174,12 +179,13 @@ class SummingStage:
             except RemoteProtocolError as error:
                 yield note("refused", "error", sender="coordinator", reason=error.reason, what="group job")
                 yield Tell(_not_a_group(job, group, error))
-                self._ended.add(group.index)
-                yield from self._settle_jobs()
+                yield from self._end_group(group.index)
                 continue
             opened = GroupSum(setting)
-            self._open[setting.transcript], self._open_bytes[setting.transcript] = opened, size
+            self._open[setting.transcript], self._sizes[setting.transcript] = opened, size
+            self._open_bytes += size
             yield from opened.start(now)
+            self._watch(opened)
 
     def _setting(self, job: GroupJob, group: Group) -> GroupSetting:
         assert self._log.chain is not None
@@ -231,27 +237,47 @@ class SummingStage:
             yield note("refused", "warning", sender=event.client, reason=RefusalReason.LATE, what=what)
             return
         yield from opened.handle(event, now)
+        self._watch(opened)
         yield from self._close_if_ended(transcript, opened, now)
 
+    def _watch(self, opened: GroupSum) -> None:
+        """All groups are looked at when the first of them may be due, not at every tick."""
+        self._nothing_due_until = min(self._nothing_due_until, opened.due)
+
     def _on_tick(self, now: float) -> Iterator[CoordinatorEffect]:
+        if now < self._nothing_due_until:
+            return
         for transcript, opened in list(self._open.items()):
             yield from opened.tick(now)
             yield from self._close_if_ended(transcript, opened, now)
+        self._nothing_due_until = min((opened.due for opened in self._open.values()), default=math.inf)
 
     def _close_if_ended(self, transcript: bytes, opened: GroupSum, now: float) -> Iterator[CoordinatorEffect]:
         if opened.ended:
-            del self._open[transcript], self._open_bytes[transcript]
-            self._ended.add(opened.index)
+            del self._open[transcript]
+            self._open_bytes -= self._sizes.pop(transcript)
             self._closed.add(transcript)
-            yield from self._settle_jobs()
+            yield from self._end_group(opened.index)
             yield from self._open_groups(now)
 
-    def _settle_jobs(self) -> Iterator[CoordinatorEffect]:
+    def _take_job(self, receipt: Receipt, groups: set[int]) -> Iterator[CoordinatorEffect]:
+        left = groups - self._ended
+        if not left:
+            yield Settle(receipt)
+            return
+        self._jobs[receipt] = left
+        for group in left:
+            self._jobs_of.setdefault(group, []).append(receipt)
+
+    def _end_group(self, group: int) -> Iterator[CoordinatorEffect]:
         """Results leave before this: they are published, and confirmed, before a job is settled."""
-        for receipt, groups in self._jobs:
-            if groups <= self._ended:
+        self._ended.add(group)
+        for receipt in self._jobs_of.pop(group, ()):
+            left = self._jobs[receipt]
+            left.discard(group)
+            if not left:
+                del self._jobs[receipt]
                 yield Settle(receipt)
-        self._jobs = [(receipt, groups) for receipt, groups in self._jobs if not groups <= self._ended]
 
 
 def _not_a_group(job: GroupJob, group: Group, error: RemoteProtocolError) -> GroupGivenUp:

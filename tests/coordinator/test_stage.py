@@ -23,7 +23,7 @@ from coordinator.events import (
 from coordinator.scheduler.draw import Draw, make_draw
 from coordinator.scheduler.pool import WaitingOffer
 from coordinator.summing import stage as stage_module
-from coordinator.summing.group import REPEAT_S
+from coordinator.summing.group import REPEAT_S, GroupSum
 from coordinator.summing.stage import SummingStage
 from shared.effects import Append, Publish, Settle
 from shared.errors import RefusalReason
@@ -457,3 +457,20 @@ def test_before_any_draw_nothing_happens() -> None:
 
 def _any_words() -> Words:
     return Words(transcript=bytes(32), participants=b"\1", part=0, parts=1, body=b"")
+
+
+def test_a_tick_asks_no_group_before_the_first_of_them_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, asked = Stage(4), []
+    tick = GroupSum.tick
+    monkeypatch.setattr(GroupSum, "tick", lambda group, now: asked.append(group.index) or tick(group, now))
+    for job in one.jobs:
+        one.handle(job)
+    one.handle(Tick())
+    asked.clear()
+
+    one.handle(Tick(), 0.9 * REPEAT_S)
+    assert asked == []
+    assert {roster.client for roster in one.rosters(one.handle(Tick(), REPEAT_S))} == set(one.desk.clients)
+    assert len(asked) == 4
+    one.handle(Tick(), 1.9 * REPEAT_S)
+    assert len(asked) == 4
