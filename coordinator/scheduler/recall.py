@@ -29,10 +29,11 @@ def remember(
         counted |= dict.fromkeys(draw.clients, draw.version)
     drawn, records = pool.drawn_counters, roll.records
     clients = sorted(records.keys() | drawn.keys() | counted.keys())
+    live = roll.live
     opened = draw.offers if isinstance(entry, DrawEntry) and draw is not None else ()
     return SchedulerMemory(
         tuple(
-            _memory(client, records.get(client, _UNHEARD), drawn.get(client, 0), counted.get(client))
+            _memory(client, records.get(client, _UNHEARD), drawn.get(client, 0), counted.get(client), client in live)
             for client in clients
         ),
         tuple(signed.frame for signed in opened),
@@ -75,7 +76,7 @@ def resume_draw(
         yield from under_way.begin(draw, None)
 
 
-def _memory(client: str, record: ClientRecord, drawn: int, counted_for: int | None) -> ClientMemory:
+def _memory(client: str, record: ClientRecord, drawn: int, counted_for: int | None, live: bool) -> ClientMemory:
     return ClientMemory(
         client,
         drawn,
@@ -84,5 +85,5 @@ def _memory(client: str, record: ClientRecord, drawn: int, counted_for: int | No
         record.strikes,
         record.backed_off_until,
         counted_for,
-        record.live,
+        live,
     )

@@ -63,6 +63,7 @@ from coordinator.scheduler.letters import Letters
 from coordinator.scheduler.pool import Pool, WaitingOffer, is_ahead, refusal_of
 from coordinator.scheduler.recall import recall, remember, resume_draw
 from coordinator.scheduler.run_word import RunWord
+from coordinator.scheduler.turnout import Turnout
 from coordinator.scheduler.under_way import DrawUnderWay
 from shared.effects import Append, Note, Publish, Settle, note
 from shared.errors import RefusalReason
@@ -97,12 +98,13 @@ class Scheduler:
         self._full_pool = FullPool(plan)
         self._under_way = DrawUnderWay(self._names, seal)
         self._round: Round | None = None
+        self._turnout: Turnout | None = None
         self._gathering = True
         self._word = RunWord()
         self._deadline_s = plan.round.round_deadline_s
 
     @property
-    def live(self) -> frozenset[str]:
+    def live(self) -> Collection[str]:
         """Who takes part now."""
         return self._roll.live
 
@@ -128,7 +130,10 @@ class Scheduler:
                 effects = self._lose(self._roll.silent(now))
             case _:
                 return ()
-        return (*effects, *self._maybe_draw(now))
+        done = tuple(effects)
+        if self._turnout is not None and isinstance(event, OfferArrived | StatusArrived):
+            self._turnout.recount(event.client)
+        return (*done, *self._maybe_draw(now))
 
     # ── what arrives ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -209,7 +214,7 @@ class Scheduler:
         chain = self._chain()
         assert chain is not None
         for client in blamed:
-            until = self._roll.back_off(client, chain.version)
+            until, self._turnout = self._roll.back_off(client, chain.version), None
             yield note("client_backed_off", "warning", client=client, until_version=until)
         yield from self._lose(silent)
 
@@ -234,6 +239,7 @@ class Scheduler:
 
     def _on_directory(self) -> Iterator[CoordinatorEffect]:
         """Who is revoked is not counted on from here on; an offer of theirs is not drawn."""
+        self._turnout = None
         for client in self._roll.forget_others(self._log.directory.active_clients()):
             yield note("client_revoked", "warning", client=client)
             yield from self._pool.withdraw(client)
@@ -295,6 +301,7 @@ class Scheduler:
         chain = self._chain()
         assert chain is not None
         self._deadline_s = next_deadline_s(self._plan.round, self._round, self._deadline_s)
+        self._turnout = None
         self._round = Round(chain.version, now, now + self._deadline_s, set(self._roll.live))
         if not self._gathering:
             yield from self._choose_cohort(self._round, chain)
@@ -302,7 +309,7 @@ class Scheduler:
     def _choose_cohort(self, current: Round, chain: ChainState) -> Iterator[Publish]:
         """Every live client, whose task is the log's entry, or `cohort_size` of them, who are told."""
         size = None if self._finished(chain) else self._plan.round.cohort_size
-        current.cohort = choose_cohort(self._roll.live, size, chain)
+        current.cohort, self._turnout = choose_cohort(self._roll.live, size, chain), None
         for client in sorted(current.cohort) if size is not None else ():
             yield self._letters.task(client)
 
@@ -330,7 +337,7 @@ class Scheduler:
 
     def _draw_when_full(self, current: Round, chain: ChainState, now: float) -> Iterator[CoordinatorEffect]:
         """Asynchronous mode: nobody is waited for but those who fill the pool."""
-        live = self._drawable(self._roll.live, chain)
+        live = self._roll.drawable(self._roll.live, chain.version)
         chosen = self._full_pool.chosen(self._pool.clients & live, live, chain.version)
         if chosen:
             yield from self._make_draw(chain, chosen)
@@ -338,19 +345,15 @@ class Scheduler:
             yield from self._say_waiting(current, self._plan.min_offers)
             self._gathering = len(live) < self._plan.min_offers
 
-    def _drawable(self, clients: Collection[str], chain: ChainState) -> set[str]:
-        return {client for client in clients if not self._roll.is_backed_off(client, chain.version)}
-
     def _draw_when_offered(self, current: Round, chain: ChainState, now: float) -> Iterator[CoordinatorEffect]:
         """Synchronous mode: the cohort is waited for, within the round's bounds."""
-        expected = self._drawable(current.cohort & self._roll.live, chain)
-        missing = {client for client in expected if client not in self._pool}
+        self._turnout = turnout = self._turnout or Turnout(current.cohort, self._roll, self._pool, chain.version)
+        missing, expected = len(turnout.missing), len(turnout.expected)
         if now >= current.deadline:
-            yield from self._lose(sorted(missing))
-            missing = set()
+            yield from self._lose(sorted(turnout.missing))
+            missing = 0
         if len(self._pool) >= self._plan.min_offers:
-            offered = len(expected) - len(missing)
-            if not missing or current.is_grace_over(self._plan.round, offered, len(expected), now):
+            if not missing or current.is_grace_over(self._plan.round, expected - missing, expected, now):
                 yield from self._make_draw(chain)
         elif now >= current.deadline:
             yield from self._say_waiting(current, self._plan.min_offers)
@@ -376,8 +379,8 @@ class Scheduler:
 
     def _lose(self, clients: tuple[str, ...] | list[str]) -> Iterator[CoordinatorEffect]:
         for client in clients:
-            last = self._roll.lose(client)
-            if last is not None:
+            if last := self._roll.lose(client):
+                self._turnout = None
                 version, phase = last
                 yield note("client_lost", "warning", client=client, version=version, phase=phase)
                 yield Tell(ClientLost(client, version, phase))
