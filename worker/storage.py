@@ -194,7 +194,8 @@ class MemoryStorage:
         self.on_boundary: Callable[[str], None] | None = None
         self._sector_bytes = sector_bytes
         self._durable: dict[str, bytes] = {}
-        self._files: dict[str, bytearray] = {}
+        # What is synced is there once, for both; a write makes a copy of its own of it.
+        self._files: dict[str, bytes | bytearray] = {}
         self._unsynced: dict[str, list[tuple[int, bytes]]] = {}
 
     def read(self, name: str) -> bytes | None:
@@ -215,21 +216,20 @@ class MemoryStorage:
     def truncate(self, name: str, size: int) -> None:
         """See `Storage.truncate`. May be lost in a crash, but is never torn."""
         with self._boundaries(f"truncate {name}"):
-            del self._files[name][size:]
+            del self._writable(name)[size:]
 
     def sync(self, name: str) -> None:
         """See `Storage.sync`."""
         with self._boundaries(f"sync {name}"):
             self.fsyncs += 1 if name in self._durable else 2
-            self._durable[name] = bytes(self._files[name])
+            self._durable[name] = self._files[name] = bytes(self._files[name])
             self._unsynced.pop(name, None)
 
     def replace(self, name: str, content: bytes) -> None:
         """See `Storage.replace`."""
         with self._boundaries(f"replace {name}"):
             self.fsyncs += 2
-            self._durable[name] = content
-            self._files[name] = bytearray(content)
+            self._durable[name] = self._files[name] = content
             self._unsynced.pop(name, None)
 
     def close(self) -> None:
@@ -251,14 +251,19 @@ class MemoryStorage:
                 for at in range(0, len(piece), self._sector_bytes):
                     if chance.random() < odds:
                         _put_sector(content, offset + at, piece[at : at + self._sector_bytes])
-        self._files = survivors
         self._durable = {name: bytes(content) for name, content in survivors.items()}
+        self._files = dict(self._durable)
         self._unsynced = {}
 
     def _put(self, name: str, offset: int, piece: bytes) -> None:
-        content = self._files.setdefault(name, bytearray())
-        content[offset : offset + len(piece)] = piece
+        self._writable(name)[offset : offset + len(piece)] = piece
         self._unsynced.setdefault(name, []).append((offset, piece))
+
+    def _writable(self, name: str) -> bytearray:
+        content = self._files.get(name, b"")
+        if not isinstance(content, bytearray):
+            content = self._files[name] = bytearray(content)
+        return content
 
     @contextmanager
     def _boundaries(self, operation: str) -> Iterator[None]:
