@@ -17,6 +17,7 @@ BUILT_IN = {
     "digits_linear": "shared.workloads.digits:DigitsLinear",
     "digits_cnn": "shared.workloads.digits:DigitsCnn",
     "breast_cancer": "shared.workloads.breast_cancer:BreastCancer",
+    "still": "shared.workloads.still:Still",
 }
 
 _CONTRACT = ("name", "recipe", "model", "client_data", "evaluation_data", "loss", "metrics")

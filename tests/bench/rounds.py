@@ -35,8 +35,8 @@ from shared.transport.port import (
     TransportEvent,
 )
 from shared.transport.rabbitmq import RabbitMqTransport
+from shared.workloads.still import Still
 from tests.bench.measure import Row
-from tests.bench.workloads import Still
 from worker.training.plain import PlainTraining
 
 WARM_UP = 10
@@ -102,7 +102,7 @@ def row(label: str, seconds: float, hop_s: float) -> Row:
 def measure(broker: Broker, layout: Layout, rounds: int = 100) -> list[dict[str, Any]]:
     """The rounds after the warm-up, as the coordinator reports them."""
     options = DemoOptions(
-        workload="tests.bench.workloads:Still",
+        workload="still",
         clients=layout.clients,
         processes=layout.processes,
         group_size=layout.group_size,

@@ -1,4 +1,7 @@
-"""A workload whose training is next to nothing: what is left of a round is Comitia's own."""
+"""A workload that learns nothing and costs next to nothing: what is left of a round is Comitia's own.
+
+Each client takes one real step of SGD on the same made-up record. It is there to measure everything else.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from shared.workloads.port import TrainingRecipe
 
 
 class Still:
-    """One linear layer of 100 x 100 (d = 10,000) and one record per client."""
+    """One linear layer of 100 x 100 (d = 10,000) and one record per client, of whom there may be any number."""
 
     name = "still"
     recipe = TrainingRecipe(optimizer="SGD", options={"lr": 0.01}, batch_size=1, local_epochs=1, clipping_norm=1.0)
