@@ -16,6 +16,7 @@ from deploy.demo.report import Run
 from deploy.sizes import size_text
 
 ROWS_SHOWN = 12
+SHARES_SHOWN = 8
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -58,6 +59,11 @@ class Display:
             self._live.update(self._draw())
             self._live.__exit__(*exception)
 
+    @property
+    def progress(self) -> float:
+        """How many versions are done, and which part of the next one."""
+        return self._progress.tasks[0].completed
+
     def hear(self, event: str, fields: dict[str, Any]) -> None:
         """Show what is worth showing of a note that the run has taken in."""
         message = _message(event, fields)
@@ -72,6 +78,8 @@ class Display:
             self._progress.update(self._task, completed=fields["version"], spark=sparkline(accuracies[-40:]))
             if self._live is None:
                 self.console.print(_line(self.run.rounds[-1]), highlight=False, soft_wrap=True)
+        if event == "version_progress":
+            self._progress.update(self._task, completed=fields["version"] + fields["share"])
         if self._live is not None:
             self._live.update(self._draw())
 
@@ -139,8 +147,31 @@ def print_summary(console: Console, run: Run) -> None:
         table.add_row("recovered", f"{final['recovered']} lost in mid-group; the group's sum was opened all the same")
     for lost in report["clients"]:
         table.add_row("lost", f"{lost['id']} at version {lost['lost_version']}, last seen: {lost['lost_phase']}")
+    for name, figures in simulation_words(report.get("simulation")):
+        table.add_row(name, figures)
     table.add_row("weights", f"sha256 {final['weights_sha256']}")
     console.print(table)
+
+
+def simulation_words(simulation: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What a simulation cost, by the clock of this machine; nothing where there was a real broker."""
+    if simulation is None or not simulation["versions"]:
+        return []
+    last, clients = simulation["versions"][-1], simulation["clients"]
+    messages = last["messages_to_coordinator"] + last["messages_to_workers"]
+    shares = [f"{part} {share:.0%}" for part, share in simulation["time_shares"].items()]
+    rows = [
+        ("last version", f"{last['seconds']:.1f} s here ({1e3 * last['seconds'] / clients:.1f} ms per client)"),
+        ("peak memory", size_text(simulation["peak_memory_bytes"])),
+        (
+            "per client",
+            f"{size_text(last['bytes_out_per_client'])} out, {size_text(last['bytes_in_per_client'])} in and "
+            f"{messages / clients:.1f} messages per version, besides the model log",
+        ),
+        ("time", ", ".join(shares[:SHARES_SHOWN])),
+    ]
+    untrained = ("trained", "nothing: made-up updates, to measure all the rest")
+    return rows if simulation["trained"] else [untrained, *rows]
 
 
 def sparkline(values: list[float]) -> str:

@@ -14,6 +14,7 @@ from typer import Option
 from coordinator.settings import EPSILON, CoordinatorSettings
 from deploy.demo.attacks import ATTACKS
 from deploy.demo.doom import DROP_PHASES, SECURE_PHASES
+from deploy.federation_keys import CLIENTS_PER_COMMAND_MAX
 from shared.errors import SettingsError
 from shared.plan_sections import SERVER_PRESETS, STALENESS_MAX
 from shared.workloads.batches import example_count
@@ -21,8 +22,11 @@ from shared.workloads.loading import BUILT_IN, find_preset, load_workload
 from shared.workloads.partition import PARTITIONS
 from worker.policy import Policy
 
-CLIENTS_MAX = 1000
+CLIENTS_MAX = CLIENTS_PER_COMMAND_MAX
 ROUNDS = 30
+STILL = "still"
+"""The built-in workload that trains nothing."""
+
 LEVELS = ("off", "record", "client")
 ROUND_DEADLINE_S = 10.0
 GROUP_STEP_S = 5.0
@@ -190,10 +194,15 @@ class DemoOptions:
 
     @property
     def workload_options(self) -> dict[str, Any]:
-        """Options of the built-in workloads; a workload from outside has its own defaults."""
-        if ":" in self.workload:
+        """Options of the built-in workloads that share out data; a workload from outside has its own defaults."""
+        if ":" in self.workload or not self.trains:
             return {}
         return {"partition": self.partition, "clients": self.clients, "seed": self.seed}
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to learn, so that accuracies mean something."""
+        return self.workload != STILL
 
     @property
     def drop_version(self) -> int:

@@ -48,6 +48,8 @@ class Run:
     attackers: list[str] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     rejected_groups: list[frozenset[str]] = field(default_factory=list)
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    simulation: dict[str, Any] = field(default_factory=dict)
 
     def hear(self, event: str, fields: dict[str, Any]) -> None:
         """Take one of the coordinator's notes into account."""
@@ -75,6 +77,10 @@ class Run:
                 self.epsilon_mean = fields["epsilon_mean"]
             case "coordinator_stopped":
                 self.stopped = fields
+            case "version_measured":
+                self.measured.append(fields)
+            case "simulation_measured":
+                self.simulation = fields
             case _:
                 return
 
@@ -114,6 +120,8 @@ class Run:
                 "honest_groups_rejected": sum(group.isdisjoint(self.attackers) for group in self.rejected_groups),
             },
             "plan": self.plan,
+            # What a simulation cost: its rounds' own seconds are virtual.
+            **({"simulation": {**self.simulation, "versions": self.measured}} if self.simulation else {}),
         }
 
 

@@ -6,12 +6,12 @@ There is no thread. A round trip takes no virtual time; deadlines pass as soon a
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 import secrets
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from coordinator.dry_run import privacy_notes
 from coordinator.events import EvaluationFinished
@@ -21,26 +21,25 @@ from coordinator.presets import with_preset
 from coordinator.service import TICK_S, CoordinatorService
 from coordinator.settings import plan_of
 from deploy.demo.attacker import Attacker
+from deploy.demo.costs import Costs
 from deploy.demo.doom import Doom, DoomedTraining, DoomedTransport
 from deploy.demo.options import DemoOptions, Share, settings_from
-from deploy.federation_keys import FederationKeys, make_federation_keys
+from deploy.demo.simulated_keys import SimulatedKeys, make_simulated_keys
 from shared.attack_odds import odds_table
-from shared.crypto.signing import load_signing_key
 from shared.effects import Note, note
 from shared.errors import ComitiaError
 from shared.inbox import Inbox
-from shared.membership import load_membership
+from shared.membership import Membership
 from shared.plan import Plan
 from shared.privacy.entropy import SecureSource
 from shared.telemetry import Telemetry
 from shared.transport.memory import MemoryBroker, MemoryTransport
 from shared.transport.port import Transport, TransportEvent
 from shared.workloads.loading import load_workload
-from worker.keystore import identity_key
 from worker.service import Identity, Training, WorkerService
 from worker.state import ClientState
 from worker.storage import MemoryStorage
-from worker.trainer import InlineTraining, Runs, Trained, Trainer
+from worker.trainer import Deliver, InlineTraining, Runs, Trained, Trainer
 from worker.update import prepare_words
 
 FEDERATION = "simulation"
@@ -59,6 +58,7 @@ CoordinatorInbox = Inbox[TransportEvent | EvaluationFinished]
 
 @dataclass
 class _Process:
+    number: int
     service: WorkerService
     inbox: WorkerInbox
     seat: MemoryTransport
@@ -67,11 +67,16 @@ class _Process:
 
 @dataclass
 class Simulation:
-    """Coordinator, workers and broker of one run; `run` yields what the coordinator notes."""
+    """Coordinator, workers and broker of one run; `run` yields what the coordinator notes, and what it cost.
+
+    Only processes that were sent something, or whose time has come, take a step.
+    """
 
     options: DemoOptions
     now: float = 1.0
     _notes: list[Note] = field(default_factory=list)
+    _ready: set[int] = field(default_factory=set)
+    _timers: list[tuple[float, int]] = field(default_factory=list)
 
     def run(self) -> Iterator[Note]:
         """Run to the end of the planned rounds.
@@ -79,32 +84,29 @@ class Simulation:
         Raises:
             ComitiaError: the options cannot be run, or the run stalled.
         """
-        with tempfile.TemporaryDirectory(prefix="comitia-") as folder:
-            keys = make_federation_keys(Path(folder) / "federation", FEDERATION, self.options.clients)
-            self._broker = MemoryBroker(lambda: self.now)
-            coordinator, inbox = self._make_coordinator(keys)
-            processes = [self._make_process(keys, share) for share in self.options.shares(keys.clients)]
-            coordinator.start()
-            for process in processes:
-                process.service.start()
-            yield from self._drive(coordinator, inbox, processes)
+        self._costs = costs = Costs(self.options.clients, secure=self.options.group_size > 1)
+        keys = make_simulated_keys(FEDERATION, self.options.clients)
+        self._members = Membership(keys.signed, keys.enrolment)
+        self._broker = MemoryBroker(lambda: self.now)
+        costs.keys_made()
+        coordinator, inbox = self._make_coordinator(keys)
+        made = (self._make_process(keys, share) for share in self.options.shares(keys.clients))
+        self._processes = {process.number: process for process in made}
+        coordinator.start()
+        for process in self._processes.values():
+            process.service.start()
+        with costs.sampler:
+            yield from self._drive(coordinator, inbox)
 
-    def _drive(
-        self, coordinator: CoordinatorService, inbox: CoordinatorInbox, processes: list[_Process]
-    ) -> Iterator[Note]:
+    def _drive(self, coordinator: CoordinatorService, inbox: CoordinatorInbox) -> Iterator[Note]:
         idle = 0
         while coordinator.finished is None:
             items = inbox.take(0)
             coordinator.step(items, self.now)
+            self._notes += self._costs.coordinator_stepped(coordinator.log.chain)
             busy = bool(items)
-            for process in list(processes):
-                if self.now >= process.dies_at:
-                    self._broker.crash(process.seat)
-                    processes.remove(process)
-                    continue
-                arrived = process.inbox.take(0)
-                busy = busy or bool(arrived)
-                process.service.step(arrived, self.now)
+            for process in self._due():
+                busy = self._step(process) or busy
             yield from self._take_notes()
             idle = 0 if busy else idle + 1
             if idle > STALLED_TICKS_MAX:
@@ -112,7 +114,28 @@ class Simulation:
             if not busy:
                 self.now += TICK_S
         yield from self._take_notes()
+        yield self._costs.summary(self.options.trains)
         yield self._summary(coordinator)
+
+    def _due(self) -> list[_Process]:
+        """Who has something to do now, in the order of their making."""
+        while self._timers and self._timers[0][0] <= self.now:
+            self._ready.add(heapq.heappop(self._timers)[1])
+        ready, self._ready = sorted(self._ready), set()
+        return [self._processes[number] for number in ready if number in self._processes]
+
+    def _step(self, process: _Process) -> bool:
+        """Let a process act, or die; returns whether it was sent anything."""
+        if self.now >= process.dies_at:
+            self._broker.crash(process.seat)
+            del self._processes[process.number]
+            return False
+        arrived = process.inbox.take(0)
+        process.service.step(arrived, self.now)
+        self._costs.worker_steps += 1
+        # Timers of before stay: they lead to a step in which nothing is due.
+        heapq.heappush(self._timers, (process.service.next_wakeup(), process.number))
+        return bool(arrived)
 
     def _summary(self, coordinator: CoordinatorService) -> Note:
         chain, finished = coordinator.log.chain, coordinator.finished
@@ -133,17 +156,23 @@ class Simulation:
     def _take_notes(self) -> Iterator[Note]:
         notes, self._notes = self._notes, []
         yield from notes
+        yield from self._costs.progress()
 
-    def _make_coordinator(self, keys: FederationKeys) -> tuple[CoordinatorService, CoordinatorInbox]:
+    def _make_coordinator(self, keys: SimulatedKeys) -> tuple[CoordinatorService, CoordinatorInbox]:
         settings = with_preset(settings_from(self.options.coordinator_environment(keys.clients)))
         workload = load_workload(settings.workload, settings.workload_options)
         plan = plan_of(settings, keys.directory, workload)
         inbox: CoordinatorInbox = Inbox()
+
+        def deliver(events: Sequence[TransportEvent]) -> None:
+            self._costs.at_coordinator.count(events)
+            inbox.put(events)
+
         service = CoordinatorService(
             plan,
-            load_membership(keys.root),
-            load_signing_key(keys.coordinator_key_file),
-            MemoryTransport(self._broker, inbox.put, name="coordinator"),
+            copy(self._members),
+            keys.coordinator,
+            MemoryTransport(self._broker, deliver, name="coordinator"),
             first_weights(settings.initial_weights, workload, plan.float_buffers),
             InlineOutput(Evaluator(workload, plan.float_buffers), None, lambda finished: inbox.put([finished])),
             session=secrets.token_bytes(16),
@@ -156,9 +185,15 @@ class Simulation:
         self._notes += [Note("coordinator_started", fields=started), *privacy_notes(plan, len(keys.clients))]
         return service, inbox
 
-    def _make_process(self, keys: FederationKeys, share: Share) -> _Process:
-        clients, inbox = share.clients, WorkerInbox()
-        seat = MemoryTransport(self._broker, inbox.put, name=clients[0])
+    def _make_process(self, keys: SimulatedKeys, share: Share) -> _Process:
+        clients, inbox, number = share.clients, WorkerInbox(), keys.clients.index(share.clients[0])
+
+        def deliver(events: Sequence[TransportEvent | Trained]) -> None:
+            self._costs.at_workers.count(events)
+            self._ready.add(number)
+            inbox.put(events)
+
+        seat = MemoryTransport(self._broker, deliver, name=clients[0])
         transport: Transport = seat
         doom: Doom | None = None
         if share.doomed_in is not None:
@@ -169,13 +204,12 @@ class Simulation:
             honest = [client for client in keys.clients if client not in clients]
             attacker = Attacker(self.options.attack, clients, honest, self.options.seed)
         directory = keys.directory
-        client_keys = {client: identity_key(keys.client_key_directory, client, directory) for client in clients}
         service = WorkerService(
             Identity(
-                load_membership(keys.root),
+                copy(self._members),
                 directory.clients[clients[0]].site,
                 f"w-{clients[0]}",
-                client_keys,
+                {client: keys.of_client[client] for client in clients},
                 self.options.policy,
             ),
             {
@@ -183,25 +217,26 @@ class Simulation:
                 for client in clients
             },
             transport,
-            lambda plan: self._make_training(plan, inbox, doom, attacker),
+            lambda plan: self._make_training(plan, deliver, doom, attacker),
             rounding=SecureSource(hashlib.sha256(f"{self.options.seed}/{','.join(clients)}".encode()).digest()),
             clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(lambda _: None, process="worker"),
             keep_directory=lambda _: None,
             encode=prepare_words if attacker is None else attacker.encode,
         )
-        process = _Process(service, inbox, seat)
+        process = _Process(number, service, inbox, seat)
         return process
 
     def _end_later(self, process: _Process, delay_s: float) -> None:
         process.dies_at = self.now + delay_s
+        heapq.heappush(self._timers, (process.dies_at, process.number))
 
-    def _make_training(self, plan: Plan, inbox: WorkerInbox, doom: Doom | None, attacker: Attacker | None) -> Training:
+    def _make_training(self, plan: Plan, deliver: Deliver, doom: Doom | None, attacker: Attacker | None) -> Training:
         workload = load_workload(plan.workload, plan.workload_options)
         if attacker is not None:
             workload = attacker.poison(workload)
         trainer: Runs = Trainer(workload, plan, lambda _: None, self.options.seed)
         if attacker is not None:
             trainer = attacker.watch(trainer)
-        training: Training = InlineTraining(trainer, inbox.put)
+        training: Training = InlineTraining(trainer, deliver)
         return training if doom is None else DoomedTraining(training, doom)
