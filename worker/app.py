@@ -26,11 +26,12 @@ from shared.workloads.loading import import_workload, load_workload
 from shared.workloads.optimizers import optimizer_factory
 from shared.workloads.port import Workload
 from worker.keystore import CLIENT_KEYS_DIRECTORY, clients_with_keys, identity_key
-from worker.service import Identity, Training, WorkerService, check_layout
+from worker.plan_check import check_layout
+from worker.service import Identity, WorkerService
 from worker.settings import WorkerSettings
 from worker.state import ClientState
 from worker.storage import DirectoryStorage
-from worker.trainer import Deliver, Trained, Trainer, TrainingThread
+from worker.trainer import Deliver, Trained, Trainer, Training, TrainingThread
 from worker.training.device import training_device
 from worker.update import Encode, prepare_words
 

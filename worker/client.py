@@ -20,9 +20,10 @@
     in_group   version or attempt moved        idle       -
     failed     version or attempt moved        idle       -
     *          the version passed              idle       update dropped, unspent
-    **         drain                           **         the group needs us: leave after it
+    **         drain, hand over                **         the group needs us: leave after it
     else       drain                           drained    an unspent update stays on the disk
-    any        drain at once                   drained    -
+    else       hand over                       released   the same; nothing is said, since the client stays
+    any        drain, hand over: at once       drained, released
     idle       a run would pass the budget     exhausted  told the coordinator; stays until the process ends
     any        plan mismatch                   mismatch   told the coordinator; stays until the process ends
 
@@ -58,6 +59,7 @@ from worker.events import (
     Event,
     FollowLog,
     GroupMessageArrived,
+    HandOver,
     Mismatch,
     RaiseCounter,
     RunCharged,
@@ -84,7 +86,8 @@ from worker.stored_update import StoredUpdate, TaskId, UpdateMeta
 OFFER_REPEAT_S = 300.0
 NONCE_BYTES = 16
 
-_STANDING = (Phase.WAITING, Phase.MISMATCH, Phase.OBJECTING, Phase.EXHAUSTED, Phase.DRAINED)
+_GONE = (Phase.DRAINED, Phase.RELEASED)
+_STANDING = (Phase.WAITING, Phase.MISMATCH, Phase.OBJECTING, Phase.EXHAUSTED, *_GONE)
 """Phases in which the log moves nothing."""
 
 
@@ -134,7 +137,7 @@ class ClientMachine:
         self._offer: Publish | None = None
         self._offer_attempt = 0
         self._reason = ""
-        self._draining = False
+        self._leaving: Phase | None = None
         self._offer_due = 0.0
 
     def handle(self, event: Event, now: float) -> tuple[WorkerEffect, ...]:
@@ -178,12 +181,12 @@ class ClientMachine:
                 self._counter = counter
                 self._spending.add(self._cost())
                 yield from self._say_failed()
-            case Mismatch(reason, by_policy) if self.phase is not Phase.DRAINED:
+            case Mismatch(reason, by_policy) if self.phase not in _GONE:
                 self.phase, self._reason = Phase.OBJECTING if by_policy else Phase.MISMATCH, reason
-            case Drain(at_once):
-                self._draining = True
+            case Drain(at_once) | HandOver(at_once):
+                self._leaving = self._leaving or (Phase.DRAINED if isinstance(event, Drain) else Phase.RELEASED)
                 if at_once:
-                    self.phase = Phase.DRAINED
+                    self.phase = self._leaving
             case Tick() if self.phase is Phase.OFFERED and self._offer is not None and now >= self._offer_due:
                 self._offer_due = now + OFFER_REPEAT_S
                 yield self._offer
@@ -213,10 +216,10 @@ class ClientMachine:
             yield from self._in_group(self._member.follow(chain, self._sendable()))
             if self.phase is Phase.SHARING and self._member.state is MemberState.OUT:
                 self._to_idle()
-        if self._draining and not self._is_awaited() and self.phase is not Phase.DRAINED:
+        if self._leaving is not None and not self._is_awaited() and self.phase not in _GONE:
             if self.phase is Phase.TRAINING:
                 yield StopTraining()
-            self.phase = Phase.DRAINED
+            self.phase = self._leaving
         if chain is None or plan is None or self.phase in _STANDING:
             return
         if self.phase is not Phase.IDLE or chain.draw is not None:

@@ -95,6 +95,13 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """Another process is to serve this client: leave as with `Drain`, but say nothing, since the client stays."""
+
+    at_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -111,6 +118,7 @@ Event = (
     | RunCharged
     | Mismatch
     | Drain
+    | HandOver
     | Tick
 )
 

@@ -7,29 +7,25 @@ anything leave for the broker.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
-from shared.codec.flatten import layout_of
 from shared.codec.quantize import UniformSource
 from shared.crypto.signing import SigningKey, VerificationCache
 from shared.effects import Append, Effect, Note, Publish, Receipt, Settle, note
-from shared.errors import ComitiaError, PlanError
 from shared.incoming import keys_of, open_delivery, transport_note, unexpected
 from shared.membership import Membership
 from shared.modellog.reader import Accepted, LogReader, Skipped
 from shared.outgoing import Outgoing
-from shared.plan import Plan
 from shared.telemetry import Telemetry
 from shared.transport.port import Confirmed, Delivered, Delivery, Transport, TransportEvent
 from shared.wire.framing import Opener, seal
 from shared.wire.group_messages import Agreement, GroupMessage
 from shared.wire.messages import Message, Offer, Reminder, Task
 from shared.wire.topology import Names, client_queue, log_queue, talk_queue
-from shared.workloads.port import Workload
-from worker.budget import Spending, terms_of
+from worker.budget import Spending
 from worker.client import ClientMachine
 from worker.events import (
     ChargeRun,
@@ -39,6 +35,7 @@ from worker.events import (
     Event,
     FollowLog,
     GroupMessageArrived,
+    HandOver,
     LogMoved,
     Mismatch,
     RaiseCounter,
@@ -54,38 +51,19 @@ from worker.events import (
     WorkerEffect,
 )
 from worker.member import GroupMember
+from worker.plan_check import training_or_mismatch
 from worker.policy import Policy
 from worker.reminder import heed
 from worker.seat import Seat
 from worker.signs_of_life import Phase, RisingNumbers
 from worker.state import ClientState, Staged, commit
 from worker.stored_update import UpdateId
-from worker.trainer import Trained
+from worker.trainer import Preparing, Trained, Training
 from worker.update import Encode, prepare_words
 
 TASK_PREFETCH = 4
 TALK_PREFETCH = 256
 LOG_PREFETCH = 32
-
-
-class Training(Protocol):
-    """Runs training somewhere and delivers `Trained` to whoever made it."""
-
-    def start(self, client: str, order: Train) -> None:
-        """Begin a run."""
-
-    def stop(self, client: str) -> None:
-        """Give a run up."""
-
-    def close(self) -> None:
-        """Give everything up."""
-
-
-class Preparing(Protocol):
-    """Makes the training for a plan, or says why this worker cannot serve it."""
-
-    def __call__(self, plan: Plan) -> Training:
-        """Raises ComitiaError with the reason of a mismatch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +81,6 @@ class Identity:
 class _Client:
     machine: ClientMachine
     state: ClientState
-    sealed_by: Callable[[Message], bytes] = field(repr=False)
 
 
 class WorkerService:
@@ -149,13 +126,19 @@ class WorkerService:
         self.telemetry = telemetry
         self._outgoing = Outgoing(transport, self._names)
         self._identity = identity
+        self._rounding = rounding
         self._following = False
+        self._started = False
+        self._mismatch: Mismatch | None = None
+        self._fsyncs_before = 0
+        self._leaving: set[str] = set()
         self._clock_us = clock_us
         self._sequence = RisingNumbers(clock_us)
-        self._clients = {client: self._make_client(client, state, rounding) for client, state in sorted(states.items())}
+        self._clients = {
+            client: self._make_client(client, state, identity.keys[client]) for client, state in sorted(states.items())
+        }
 
-    def _make_client(self, client: str, state: ClientState, rounding: UniformSource) -> _Client:
-        key = self._identity.keys[client]
+    def _make_client(self, client: str, state: ClientState, key: SigningKey) -> _Client:
 
         def seal_as_client(message: Message) -> bytes:
             # These two come back, in rosters and among the agreements that open a sum.
@@ -169,7 +152,7 @@ class WorkerService:
             self.log,
             self._opener,
             self._identity.policy,
-            rounding=rounding,
+            rounding=self._rounding,
             encode=self._encode,
             entropy=secrets.token_bytes,
         )
@@ -186,15 +169,42 @@ class WorkerService:
             unspent=state.unspent(),
             residual=state.residual(),
         )
-        return _Client(machine, state, seal_as_client)
+        return _Client(machine, state)
 
     def start(self) -> None:
         """Subscribe to the clients' queues and to our own."""
         self._transport.consume(
             talk_queue(self._names, self._identity.site, self._identity.worker), prefetch=TALK_PREFETCH
         )
+        self._started = True
         for client in self._clients:
             self._transport.consume(client_queue(self._names, client), prefetch=TASK_PREFETCH)
+
+    @property
+    def clients(self) -> dict[str, Phase]:
+        """Whom this process serves, and where they stand."""
+        return {client: one.machine.phase for client, one in self._clients.items()}
+
+    def take(self, client: str, state: ClientState, key: SigningKey, now: float) -> None:
+        """Serve one more client, whose state directory is open and whose identity key this is, after `start`."""
+        assert self._started
+        self._clients[client] = self._make_client(client, state, key)
+        self._transport.consume(client_queue(self._names, client), prefetch=TASK_PREFETCH)
+        if self._mismatch is not None:
+            effects: list[Effect] = []
+            self._handle([(client, self._mismatch)], effects, now)
+            self._carry_out(effects)
+
+    def release(self, clients: Iterable[str], now: float) -> None:
+        """Let other processes serve these clients; an unspent update stays on the disk.
+
+        Each leaves `clients`, and its directory is free, as soon as no group may be waiting for it.
+        """
+        effects: list[Effect] = []
+        leaving = self._clients.keys() & set(clients)
+        self._leaving |= leaving
+        self._handle([(client, HandOver()) for client in sorted(leaving)], effects, now)
+        self._carry_out(effects)
 
     def step(self, items: Sequence[TransportEvent | Trained], now: float) -> None:
         """Handle everything that came in, then give a tick to every client whose time has come.
@@ -216,7 +226,7 @@ class WorkerService:
                 case Confirmed(through):
                     self._outgoing.on_confirmed(through)
                 case Trained(client, outcome):
-                    events.append((client, outcome))
+                    events += [(client, outcome)] if client in self._clients else []
                 case _:
                     told = transport_note(item)
                     effects += () if told is None else (told,)
@@ -227,7 +237,7 @@ class WorkerService:
 
     def next_wakeup(self) -> float:
         """When `step` should be called again at the latest (seconds, monotonic)."""
-        return min(client.machine.next_wakeup() for client in self._clients.values())
+        return min((client.machine.next_wakeup() for client in self._clients.values()), default=math.inf)
 
     def drain(self, now: float, *, at_once: bool = False) -> None:
         """Take nothing new; unspent updates stay on the disk. See `drained`."""
@@ -255,7 +265,7 @@ class WorkerService:
     @property
     def fsyncs(self) -> int:
         """Disk flushes of all clients so far."""
-        return sum(client.state.fsyncs for client in self._clients.values())
+        return self._fsyncs_before + sum(client.state.fsyncs for client in self._clients.values())
 
     # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -265,6 +275,8 @@ class WorkerService:
         events: list[tuple[str, Event]] = []
         for one in received:
             match one.opened.message:
+                case Task(client=client) | Reminder(client=client) if self._is_for_others(client, delivery):
+                    pass  # left behind by a subscription that was cancelled: the broker delivers it again, to them
                 case Task(client=client) as task if delivery.queue == self._names.client(client):
                     events.append((client, TaskArrived(task, one.receipt)))
                 case GroupMessage(client=client) as message if client in self._clients:
@@ -275,6 +287,9 @@ class WorkerService:
                 case _:
                     effects += unexpected(one, f"in {delivery.queue}")
         return events
+
+    def _is_for_others(self, client: str, delivery: Delivery) -> bool:
+        return client not in self._clients and delivery.queue == self._names.client(client)
 
     def _read_log(self, deliveries: Sequence[Delivery], effects: list[Effect]) -> Iterable[tuple[str, Event]]:
         began = self.log.chain is not None
@@ -288,9 +303,12 @@ class WorkerService:
             effects.append(Settle(Receipt(delivery, 1)))
         if not moved:
             return []
-        mismatch = None if began else self._check_plan()
-        if mismatch is not None:
-            return [(client, mismatch) for client in self._clients]
+        if not began:
+            prepared = training_or_mismatch(self.log, self._members, self._identity.policy, self._prepare)
+            if isinstance(prepared, Mismatch):
+                self._mismatch = prepared
+                return [(client, prepared) for client in self._clients]
+            self._training = prepared
         revoked = self._follow_directory()
         return [
             (client, Mismatch("this client was revoked") if client in revoked else LogMoved())
@@ -303,27 +321,6 @@ class WorkerService:
             self._keep_directory(self._members)
             self._kept = self._members.signed
         return self._members.directory.revoked
-
-    def _check_plan(self) -> Mismatch | None:
-        plan = self.log.plan
-        assert plan is not None
-        if plan.federation_id != self._federation_id:
-            return Mismatch(f"the log belongs to federation {plan.federation_id}")
-        if self.log.signed_directory != self._members.signed:
-            ours, theirs = self._members.directory.number, self.log.directory.number
-            return Mismatch(
-                f"the log has directory number {theirs}, we have another (number {ours}); renew the coordinator's"
-            )
-        policy = self._identity.policy
-        objection = policy.objection_to(plan, self._members.directory)
-        objection = objection or policy.objection_to_charge(terms_of(plan).charge)
-        if objection:
-            return Mismatch(objection, by_policy=True)
-        try:
-            self._training = self._prepare(plan)
-        except ComitiaError as error:
-            return Mismatch(str(error))
-        return None
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -384,12 +381,15 @@ class WorkerService:
             if isinstance(effect, Note):
                 self.telemetry.note(effect)
         self._outgoing.carry_out(effect for effect in effects if not isinstance(effect, Note))
+        for client in sorted(self._leaving):
+            if self._clients[client].machine.phase is Phase.RELEASED:
+                self._let_go(client)
 
-
-def check_layout(workload: Workload, plan: Plan) -> None:
-    """
-    Raises:
-        PlanError: this worker's model has other parameters than the plan's.
-    """
-    if layout_of(workload.model(), plan.float_buffers).digest().hex() != plan.layout_digest:
-        raise PlanError(f"the model of {plan.workload!r} has other parameters here than in the plan")
+    def _let_go(self, client: str) -> None:
+        """Everything that it had to say was handed to the transport."""
+        self._leaving.discard(client)
+        self._transport.cancel(self._names.client(client))
+        state = self._clients.pop(client).state
+        self._fsyncs_before += state.fsyncs
+        state.close()
+        self.telemetry.note(note("client_released", client=client))

@@ -39,6 +39,7 @@ class Phase(StrEnum):
     OBJECTING = "objecting"
     EXHAUSTED = "exhausted"
     DRAINED = "drained"
+    RELEASED = "released"
 
 
 _STATUS_OF = {
@@ -84,7 +85,9 @@ class SignsOfLife:
 
     def changed(self, phase: Phase, now: float) -> None:
         """The phase is new. Offers and words announce themselves, and short phases are not news."""
-        if phase in (Phase.OFFERED, Phase.SHARING, Phase.IN_GROUP):
+        if phase is Phase.RELEASED:
+            self._announce_at = self._heartbeat_at = math.inf
+        elif phase in (Phase.OFFERED, Phase.SHARING, Phase.IN_GROUP):
             self._announce_at = math.inf
         else:
             self._announce_at = now if phase in _URGENT else now + STATUS_DEBOUNCE_S
@@ -105,7 +108,8 @@ class SignsOfLife:
             state=_STATUS_OF.get(phase, ClientState.IDLE),
             version=chain.version if chain else 0,
             worker=self._worker,
-            log_position="following" if chain else "absent",
+            # A client that came to a process which follows the log already has not been told its task either.
+            log_position="following" if chain and phase is not Phase.WAITING else "absent",
             reason=reason[:REASON_MAX] if phase in _REASONED else "",
         )
 

@@ -39,6 +39,26 @@ Deliver = Callable[[Sequence[Trained]], None]
 TOGETHER_S = 0.01
 
 
+class Training(Protocol):
+    """Runs training somewhere and delivers `Trained` to whoever made it."""
+
+    def start(self, client: str, order: Train) -> None:
+        """Begin a run."""
+
+    def stop(self, client: str) -> None:
+        """Give a run up."""
+
+    def close(self) -> None:
+        """Give everything up."""
+
+
+class Preparing(Protocol):
+    """Makes the training for a plan, or says why this worker cannot serve it."""
+
+    def __call__(self, plan: Plan) -> Training:
+        """Raises ComitiaError with the reason of a mismatch."""
+
+
 class Runs(Protocol):
     """Whatever can train once."""
 

@@ -32,9 +32,8 @@ from shared.plan import Plan
 from shared.settings import ProcessSettings
 from shared.telemetry import configure_logging
 from worker.app import make_trainer, prepare_training, run_worker, workload_of
-from worker.service import Training
 from worker.settings import WorkerSettings
-from worker.trainer import Deliver, TrainingThread
+from worker.trainer import Deliver, Training, TrainingThread
 
 PROJECT_DIR = Path(".comitia")
 RUNS_KEPT = 5

@@ -11,7 +11,7 @@ from shared.transport.port import Delivery, Depth, Outcome, Queue, StreamStart, 
 from shared.wire.framing import split_batch
 from shared.wire.messages import Kind
 from worker.events import Train
-from worker.service import Training
+from worker.trainer import Training
 
 DROP_PHASES = ("training", "offer", "shares", "words", "agreement")
 SECURE_PHASES = ("shares", "agreement")

@@ -36,10 +36,10 @@ from shared.telemetry import Telemetry
 from shared.transport.memory import MemoryBroker, MemoryTransport
 from shared.transport.port import Transport, TransportEvent
 from shared.workloads.loading import load_workload
-from worker.service import Identity, Training, WorkerService
+from worker.service import Identity, WorkerService
 from worker.state import ClientState
 from worker.storage import MemoryStorage
-from worker.trainer import Deliver, InlineTraining, Runs, Trained, Trainer
+from worker.trainer import Deliver, InlineTraining, Runs, Trained, Trainer, Training
 from worker.update import prepare_words
 
 FEDERATION = "simulation"

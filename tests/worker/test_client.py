@@ -28,6 +28,7 @@ from worker.events import (
     Event,
     FollowLog,
     GroupMessageArrived,
+    HandOver,
     LogMoved,
     Mismatch,
     RaiseCounter,
@@ -48,7 +49,8 @@ from worker.stored_update import TaskId, UpdateId
 
 PHASES = tuple(Phase)
 AFTER_TRAINING = (Phase.SAVING, Phase.OFFERING, Phase.OFFERED, Phase.SHARING, Phase.SPENDING)
-STANDING = (Phase.MISMATCH, Phase.OBJECTING, Phase.EXHAUSTED, Phase.DRAINED)
+STANDING = (Phase.MISMATCH, Phase.OBJECTING, Phase.EXHAUSTED, Phase.DRAINED, Phase.RELEASED)
+LEAVING: dict[type[Drain | HandOver], Phase] = {Drain: Phase.DRAINED, HandOver: Phase.RELEASED}
 ALONE = Policy(allow_groups_of_one=True, min_members=1, min_summed=1)
 OF_THREE: dict[str, Any] = {"group_size": 3, "max_colluders": 1}
 
@@ -65,9 +67,10 @@ def to_phase(client: Client, phase: Phase) -> list[Any]:
     if phase in (Phase.MISMATCH, Phase.OBJECTING):
         client.do(Mismatch("no", by_policy=phase is Phase.OBJECTING))
         return []
-    if phase is Phase.DRAINED:
-        client.do(Drain(at_once=True))
-        return []
+    for leave, gone in LEAVING.items():
+        if phase is gone:
+            client.do(leave(at_once=True))
+            return []
     return client.to(phase)
 
 
@@ -341,6 +344,7 @@ def test_the_next_version_is_trained_from_every_phase(phase: Phase) -> None:
         (Phase.MISMATCH, Phase.MISMATCH),
         (Phase.OBJECTING, Phase.OBJECTING),
         (Phase.DRAINED, Phase.DRAINED),
+        (Phase.RELEASED, Phase.RELEASED),
     ],
 )
 def test_a_void_draw_in_every_phase(phase: Phase, after: Phase) -> None:
@@ -460,7 +464,7 @@ def test_another_group_of_the_same_draw_gets_the_words_of_the_first_and_in_the_e
 
 
 @pytest.mark.parametrize(
-    "phase", [Phase.IDLE, Phase.TRAINING, Phase.FAILED, Phase.MISMATCH, Phase.OBJECTING, Phase.DRAINED]
+    "phase", [Phase.IDLE, Phase.TRAINING, Phase.FAILED, Phase.MISMATCH, Phase.OBJECTING, *LEAVING.values()]
 )
 def test_without_an_open_offer_no_roster_counts(phase: Phase) -> None:
     client = client_for(phase)
@@ -535,17 +539,18 @@ def test_too_few_participants_get_no_words_and_the_update_stays() -> None:
     assert client.state.unspent() is not None
 
 
-def test_a_draining_client_leaves_when_its_group_can_end_without_it() -> None:
+@pytest.mark.parametrize("leave", LEAVING)
+def test_a_leaving_client_stays_until_its_group_can_end_without_it(leave: type[Drain | HandOver]) -> None:
     client = of_three()
     _, roster = client.to_sharing()
-    client.do(Drain())
+    client.do(leave())
     words = words_of(client, client.do(GroupMessageArrived(client.participants(roster))))[0]
     assert client.phase is Phase.IN_GROUP
     (agreement,) = client.said(Agreement, client.do(GroupMessageArrived(client.arrived(words))))
     assert client.phase is Phase.IN_GROUP
 
     assert len(client.said(Reveal, client.do(GroupMessageArrived(client.unmask(agreement))))) == 1
-    assert client.phase is Phase.DRAINED
+    assert client.phase is LEAVING[leave]
 
 
 @pytest.mark.parametrize("end", ["change", "void"])
@@ -614,22 +619,24 @@ def test_a_spent_update_is_never_sent_again() -> None:
 # ── leaving ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("phase", [p for p in PHASES if p is not Phase.DRAINED])
-def test_draining_in_every_phase(phase: Phase) -> None:
+@pytest.mark.parametrize("phase", [p for p in PHASES if p not in LEAVING.values()])
+@pytest.mark.parametrize("leave", LEAVING)
+def test_leaving_in_every_phase(phase: Phase, leave: type[Drain | HandOver]) -> None:
     client = client_for(phase)
     undone = to_phase(client, phase)
 
-    effects = client.handle(Drain())
+    effects = client.handle(leave())
     waits = phase in (Phase.OFFERED, Phase.SHARING, Phase.SPENDING)
-    assert client.phase is (phase if waits else Phase.DRAINED)
+    assert client.phase is (phase if waits else LEAVING[leave])
     assert len(only(StopTraining, effects)) == (phase is Phase.TRAINING)
     if not waits:
-        assert [s.state for s in statuses(client, effects)] == [ClientState.DRAINING]
+        # One that is handed over stays in the federation: the round waits for it.
+        assert [s.state for s in statuses(client, effects)] == ([ClientState.DRAINING] if leave is Drain else [])
     following = client.disk(undone)
     assert client.said(Offer, following) == []
     if phase is Phase.SPENDING:
         assert len(words_of(client, following)) == 1
-        assert client.phase is Phase.DRAINED
+        assert client.phase is LEAVING[leave]
     assert only(Train, [*client.do(LogMoved()), *client.do(client.task())]) == []
 
 
@@ -658,15 +665,17 @@ def test_an_offered_client_that_was_not_drawn_leaves_when_the_round_is_over(end:
     assert (client.state.unspent() is None) == (end == "change")
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_draining_at_once_is_for_good(phase: Phase) -> None:
+@pytest.mark.parametrize("phase", [p for p in PHASES if p not in LEAVING.values()])
+@pytest.mark.parametrize("leave", LEAVING)
+def test_leaving_at_once_is_for_good(phase: Phase, leave: type[Drain | HandOver]) -> None:
     client = client_for(phase)
     undone = to_phase(client, phase)
-    client.handle(Drain(at_once=True))
-    assert client.phase is Phase.DRAINED
+    client.handle(leave(at_once=True))
+    assert client.phase is LEAVING[leave]
 
     effects = [*client.disk(undone), *client.do(LogMoved()), *client.do(Mismatch("no")), *client.do(Tick(), 1000.0)]
-    assert client.phase is Phase.DRAINED
+    assert client.phase is LEAVING[leave]
+    assert leave is Drain or statuses(client, effects) == []
     assert client.said(Offer, effects) == words_of(client, effects) == []
 
 

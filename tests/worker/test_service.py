@@ -19,8 +19,8 @@ from tests.builders import ENROLMENT
 from tests.simulation.federation import FederationRun, PowerCut, Process
 from tests.tiny_workload import TinyWorkload
 from worker.ledger import LedgerEnd, read_ledger
+from worker.plan_check import check_layout
 from worker.policy import Policy
-from worker.service import check_layout
 from worker.signs_of_life import Phase
 from worker.stored_update import TaskId
 
