@@ -44,7 +44,7 @@ from shared.directory import (
     without_clients,
 )
 from shared.errors import DirectoryError, SettingsError
-from shared.identity import ClientId, Name
+from shared.identity import ClientId, Name, numbered_client
 from worker.keystore import CLIENT_KEYS_DIRECTORY, key_file
 
 Entropy = Callable[[int], bytes]
@@ -220,7 +220,7 @@ def numbered_names(directory: Directory, count: int) -> list[str]:
     """
     if not 1 <= count <= CLIENTS_PER_COMMAND_MAX:
         raise SettingsError(f"clients: {count} is not between 1 and {CLIENTS_PER_COMMAND_MAX}")
-    free = (name for number in itertools.count(1) if (name := f"client-{number:03d}") not in directory.clients)
+    free = (name for number in itertools.count(1) if (name := numbered_client(number)) not in directory.clients)
     return list(itertools.islice(free, count))
 
 

@@ -24,3 +24,8 @@ COORDINATOR = "coordinator"
 
 OPERATOR = "operator"
 """Stands for the federation's operator where a site's name stands in routing keys; no site may be called so."""
+
+
+def numbered_client(number: int) -> ClientId:
+    """What client `number` is called where clients are enrolled by number."""
+    return f"client-{number:03d}"

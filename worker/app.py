@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 import torch
 
-from shared.directory import DIRECTORY_FILE, Directory
+from shared.directory import DIRECTORY_FILE
 from shared.effects import note
-from shared.errors import DirectoryError, PlanError, SettingsError, StateError, StateHeld, WorkloadError
+from shared.errors import DirectoryError, PlanError, SettingsError, WorkloadError
 from shared.garbage import spare_collections
 from shared.inbox import Inbox
 from shared.membership import Membership, keep_newest, load_membership, read_signed
@@ -25,12 +27,11 @@ from shared.transport.rabbitmq import RabbitMqTransport
 from shared.workloads.loading import import_workload, load_workload
 from shared.workloads.optimizers import optimizer_factory
 from shared.workloads.port import Workload
-from worker.keystore import CLIENT_KEYS_DIRECTORY, clients_with_keys, identity_key
 from worker.plan_check import check_layout
+from worker.seating import FixedSeats, Seating, Seats, check_candidates, open_client
 from worker.service import Identity, WorkerService
 from worker.settings import WorkerSettings
-from worker.state import ClientState
-from worker.storage import DirectoryStorage
+from worker.sharing_out import Replica
 from worker.trainer import Deliver, Trained, Trainer, Training, TrainingThread
 from worker.training.device import training_device
 from worker.update import Encode, prepare_words
@@ -63,8 +64,9 @@ def run_worker(
     directory = members.directory
     if settings.site not in directory.sites:
         raise SettingsError(f"site: {settings.site!r} is not in {folder / DIRECTORY_FILE}")
-    states = open_states(settings, directory)
-    keys = {client: identity_key(folder / CLIENT_KEYS_DIRECTORY, client, directory) for client in states}
+    check_candidates(settings, directory)
+    opened = {client: open_client(settings, directory, client) for client in settings.clients}
+    states, keys = {c: state for c, (state, _) in opened.items()}, {c: key for c, (_, key) in opened.items()}
     identity = Identity(members, settings.site, f"w{secrets.token_hex(6)}", keys, settings.policy)
     _warm_up(settings)
     inbox: Inbox[TransportEvent | Trained] = Inbox()
@@ -79,7 +81,7 @@ def run_worker(
             states,
             transport,
             lambda plan: make_training(settings, _seen(plan, settings, telemetry), inbox.put),
-            rounding=_rounding(settings.seed, sorted(states)),
+            rounding=_rounding(settings.seed, sorted(states) or [identity.worker]),
             clock_us=lambda: time.time_ns() // 1000,
             telemetry=telemetry,
             keep_directory=lambda newest: keep_newest(settings.state_dir / DIRECTORY_FILE, newest),
@@ -90,13 +92,32 @@ def run_worker(
             service.telemetry.note(note("worker_started", broker=broker, clients=sorted(states)))
             service.start()
             spare_collections()
-            while not stop.requested:
-                _wait_and_step(service, inbox)
-            _drain(service, inbox, settings.drain_s)
+            with _seating(settings, identity, service) as seating:
+                while not stop.requested:
+                    seating.look(time.monotonic())
+                    _wait_and_step(service, inbox)
+                seating.leave(time.monotonic())
+                _drain(service, inbox, settings.drain_s)
         finally:
             transport.close()
             service.close()
     _say_goodbye(service)
+
+
+def _seating(settings: WorkerSettings, identity: Identity, service: WorkerService) -> AbstractContextManager[Seats]:
+    """Shares clients out with other workers, unless the settings fix whom we serve."""
+    if settings.clients:
+        return nullcontext(FixedSeats())
+    members = identity.members
+    replica = Replica(
+        pool=f"{members.directory.federation_id} {settings.site} {settings.client_ids}",
+        worker=identity.worker,
+        pid=os.getpid(),
+        since_us=time.time_ns() // 1000,
+        seats=settings.seats,
+        clients=frozenset(),
+    )
+    return closing(Seating(settings, lambda: members.directory, service, replica, service.telemetry))
 
 
 def _rounding(seed: int | None, clients: Sequence[str]) -> SecureSource:
@@ -203,32 +224,3 @@ def make_trainer(settings: WorkerSettings, plan: Plan, workload: Workload) -> Tr
 def data_path(settings: WorkerSettings, client: str) -> Path | None:
     """Where a client's data lie, None if the workload knows by itself."""
     return None if settings.data_dir is None else settings.data_dir / client
-
-
-def open_states(settings: WorkerSettings, directory: Directory) -> dict[str, ClientState]:
-    """Lock and open the state directories of the clients to serve.
-
-    Clients named in the settings are all opened; with `seats`, the first free ones are, so that workers started alike
-    share the clients out between them.
-
-    Raises:
-        StateError: a directory is damaged, or held by another process (named clients), or none is free.
-        DirectoryError: no keys here.
-    """
-    named = bool(settings.clients)
-    here = clients_with_keys(settings.federation_dir / CLIENT_KEYS_DIRECTORY, directory)
-    candidates = settings.clients or [c for c in here if directory.clients[c].site == settings.site]
-    opened: dict[str, ClientState] = {}
-    for client in candidates:
-        if not named and len(opened) == settings.seats:
-            break
-        try:
-            storage = DirectoryStorage(settings.state_dir / client)
-        except StateHeld:
-            if named:
-                raise
-            continue
-        opened[client] = ClientState(storage, client=client, federation=directory.federation_id)
-    if not opened:
-        raise StateError(f"state_dir {settings.state_dir}: no client of site {settings.site!r} is free")
-    return opened

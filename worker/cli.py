@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from typer.core import TyperGroup
 
 from shared.errors import SettingsError, StateError
 from shared.plan import describe_errors
@@ -19,25 +20,53 @@ from worker.memory import read_client
 from worker.policy import PrivacyBudget
 from worker.settings import WorkerSettings
 
-app = typer.Typer(no_args_is_help=True, help="Serve clients of a federation on this machine.")
+
+class _RunUnlessNamed(TyperGroup):
+    """Options without a command are those of `run`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(no_args_is_help=True, cls=_RunUnlessNamed, help="Serve clients of a federation on this machine.")
 
 
 @app.command()
 def run(
     config: Annotated[Path | None, typer.Option(help="TOML file with settings; the environment wins over it.")] = None,
-    client: Annotated[list[str] | None, typer.Option(help="Serve this client; may be repeated.")] = None,
-    seats: Annotated[int | None, typer.Option(help="Serve this many free clients of the site.")] = None,
+    client: Annotated[
+        list[str] | None, typer.Option(help="Serve this client and share none out; may be repeated.")
+    ] = None,
+    seats: Annotated[
+        int | None,
+        typer.Option(help="Serve at most this many of the clients that are shared out.", show_default="any number"),
+    ] = None,
+    client_ids: Annotated[
+        str | None,
+        typer.Option(
+            help="Share these clients out with all workers that are started so: 1-20, or 1-8,ward-b.",
+            show_default="all of the site whose keys are here",
+        ),
+    ] = None,
     federation_dir: Annotated[
         Path | None, typer.Option(help="Directory with directory.signed, enrolment.pub and clients/<id>.key.")
     ] = None,
     state_dir: Annotated[Path | None, typer.Option(help="Holds one state directory per client.")] = None,
 ) -> None:
-    """Train whenever the coordinator asks, until SIGTERM.
+    """Train whenever the coordinator asks, until SIGTERM. `comitia worker --seats 4` is short for this.
 
-    A worker that is stopped or killed goes on from its state directory when it is started again.
+    Workers that have the same state directory share its clients out: start as many as you like, wherever it can be
+    reached. When one comes, goes or dies, the others adjust within seconds; a client goes on where it was.
     """
     settings = WorkerSettings.load(
-        config, clients=client or None, seats=seats, federation_dir=federation_dir, state_dir=state_dir
+        config,
+        clients=client or None,
+        client_ids=client_ids,
+        seats=seats,
+        federation_dir=federation_dir,
+        state_dir=state_dir,
     )
     configure_logging(settings.log_format, settings.log_level)
     run_worker(settings)

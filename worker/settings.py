@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shared.settings import ProcessSettings
 from worker.policy import Policy
@@ -17,11 +17,27 @@ class WorkerSettings(ProcessSettings):
     site: Annotated[str, Field(description="The site whose clients this worker serves.")] = "site-1"
     clients: Annotated[
         list[str],
-        Field(description="Ids of the clients to serve, one seat each; empty: as many free ones as `seats`."),
+        Field(
+            description="Serve these clients, all of them and no others, from start to end. Empty: share clients out "
+            "with all workers that have the same `state_dir`; see `client_ids` and `seats`."
+        ),
     ] = Field(default_factory=list)
-    seats: Annotated[int, Field(ge=1, le=1024, description="How many clients to serve when `clients` is empty.")] = 1
+    client_ids: Annotated[
+        str,
+        Field(
+            description="The clients to share out: names, numbers (7 is client-007) and ranges (1-20), separated by "
+            "commas. Empty: all of the site whose keys are here."
+        ),
+    ] = ""
+    seats: Annotated[
+        int | None, Field(ge=1, le=1024, description="How many of them to serve at most; empty: any number.")
+    ] = None
     state_dir: Annotated[
-        Path, Field(description="Holds one state directory per client; back it up never, lose it never.")
+        Path,
+        Field(
+            description="Holds one state directory per client; back it up never, lose it never. Workers that share "
+            "clients out must have the same one, on one machine or on a file system with locks."
+        ),
     ] = Path("state")
     data_dir: Annotated[
         Path | None, Field(description="Where clients keep their data, handed to the workload as data_dir/<client>.")
@@ -47,3 +63,9 @@ class WorkerSettings(ProcessSettings):
             "whoever knows it can subtract the noise.",
         ),
     ] = None
+
+    @model_validator(mode="after")
+    def _coherent(self) -> WorkerSettings:
+        if self.clients and (self.client_ids or self.seats is not None):
+            raise ValueError("clients are served whoever else is there: leave out client_ids and seats, or clients")
+        return self

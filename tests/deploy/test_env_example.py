@@ -57,5 +57,5 @@ def test_bounds_and_choices_are_told() -> None:
     text = example()
 
     assert "# one of: debug, info, warning, error\n#COMITIA_LOG_LEVEL=info\n" in text
-    assert "# a whole number >= 1 and <= 1024\n#COMITIA_SEATS=1\n" in text
+    assert "# a whole number >= 1 and <= 1024\n#COMITIA_SEATS=\n" in text
     assert "# a number > 0 and <= 1\n#COMITIA_CODEC__DENSITY=0.1\n" in text
