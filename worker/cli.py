@@ -60,6 +60,8 @@ def run(
     Workers that have the same state directory share its clients out: start as many as you like, wherever it can be
     reached. When one comes, goes or dies, the others adjust within seconds; a client goes on where it was.
     """
+    if client and (client_ids or seats):
+        raise SettingsError("client: those are served whoever else is there; leave out --client-ids and --seats")
     settings = WorkerSettings.load(
         config,
         clients=client or None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from shared.settings import ProcessSettings
 from worker.policy import Policy
@@ -19,7 +19,7 @@ class WorkerSettings(ProcessSettings):
         list[str],
         Field(
             description="Serve these clients, all of them and no others, from start to end. Empty: share clients out "
-            "with all workers that have the same `state_dir`; see `client_ids` and `seats`."
+            "with all workers that have the same `state_dir`, as `client_ids` and `seats` say."
         ),
     ] = Field(default_factory=list)
     client_ids: Annotated[
@@ -63,9 +63,3 @@ class WorkerSettings(ProcessSettings):
             "whoever knows it can subtract the noise.",
         ),
     ] = None
-
-    @model_validator(mode="after")
-    def _coherent(self) -> WorkerSettings:
-        if self.clients and (self.client_ids or self.seats is not None):
-            raise ValueError("clients are served whoever else is there: leave out client_ids and seats, or clients")
-        return self

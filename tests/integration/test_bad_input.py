@@ -128,6 +128,20 @@ def test_keys_that_do_not_fit(
     assert re.search(said, comitia(*command.split()))
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        # Options without a command are those of `worker run`.
+        ("worker --seats 4 --client-ids 1-9", r"client_ids: '1-9' names client-005, which is not enrolled"),
+        ("worker run --client-ids 1-9", r"client_ids: '1-9' names client-005, which is not enrolled"),
+        ("worker --seats 0", r"setting\.seats: Input should be greater than or equal to 1"),
+        ("worker --seats 4 --client client-001", r"client: .*leave out --client-ids and --seats"),
+    ],
+)
+def test_clients_that_cannot_be_shared_out(comitia: Comitia, keys: FederationKeys, command: str, said: str) -> None:
+    assert re.search(said, comitia(*command.split()))
+
+
 @pytest.mark.parametrize("command", ["coordinator", "worker run"])
 def test_a_broker_that_cannot_be_reached(comitia: Comitia, keys: FederationKeys, command: str) -> None:
     port = closed_port()
