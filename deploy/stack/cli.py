@@ -72,7 +72,7 @@ def down(
 
 
 def workers(count: _Count = 8) -> None:
-    """Start worker processes that share out the clients."""
+    """Start worker processes that share the clients out among themselves."""
     files = _files()
     running = _workers(control.present(files))
     if running:
@@ -83,7 +83,7 @@ def workers(count: _Count = 8) -> None:
 def scale(count: _Count) -> None:
     """Change the number of worker processes while the federation learns.
 
-    The workers drain and end, and as many as are wanted take over their clients.
+    Workers that stay are not restarted: they give clients to new ones, and take those of the ones that end.
     """
     files = _files()
     control.present(files)
@@ -120,14 +120,14 @@ def _set_workers(files: StackFiles, count: int, *, least: int) -> None:
     clients = _origin(files).clients
     if not least <= count <= clients:
         raise SettingsError(f"workers: must be {least} to the number of clients ({clients}), not {count}")
-    present = control.set_workers(files, count)
+    present = control.set_workers(files, count, clients)
     served = sum(len(one.clients) for one in present.processes)
     running = _workers(present)
     Console().print(f"{running} worker{'' if running == 1 else 's'}, {served} clients served", highlight=False)
 
 
 def _workers(present: Present) -> int:
-    return sum(1 for one in present.processes if one.clients)
+    return sum(1 for one in present.processes if one.name != "coordinator" and one.state != "stopping")
 
 
 def _say_how_far(console: Console, files: StackFiles, origin: Origin) -> None:

@@ -3,7 +3,7 @@
 #
 # The first `up` makes what the file asks for, in .comitia/compose: the keys of a federation of 20 clients, a directory
 # for the clients' state, and an environment file with a password for the broker. `N` is the number of workers, which
-# share out the clients' seats, `STAGES` the number of processes that sum beside the coordinator (0). Data stay until
+# share out the clients, `STAGES` the number of processes that sum beside the coordinator (0). Data stay until
 # `down --volumes`, which removes the model log in the broker's volume; the clients' state belongs to that log, so it
 # goes with it.
 set -euo pipefail
@@ -42,8 +42,6 @@ case $action in
     up)
         [ "$workers" -ge 1 ] && [ "$workers" -le "$clients" ] || die "N: must be 1 to $clients, not $workers"
         prepare
-        export SEATS=$(((clients + workers - 1) / workers))
-        workers=$(((clients + SEATS - 1) / SEATS)) # one more would find every seat taken
         compose up --detach --wait --scale worker="$workers" --scale summing="$stages" "$@"
         ;;
     down)

@@ -17,6 +17,8 @@ POLL_S = 0.1
 UP_S = 300.0
 """A private node may take 120 s on a machine under full load, and the coordinator starts after it."""
 
+SHARED_OUT_S = 15.0
+
 CHANGE_S = 720.0
 """The longest drain (600 s), and what everything else may need to end after it."""
 
@@ -113,8 +115,10 @@ def present(files: StackFiles) -> Present:
     return found
 
 
-def set_workers(files: StackFiles, count: int) -> Present:
-    """Have `count` workers share out the clients, and wait until they serve them.
+def set_workers(files: StackFiles, count: int, clients: int) -> Present:
+    """Have `count` workers share out `clients` clients, and wait until all run and all clients are served, evenly.
+
+    Clients move when their groups are over, so that may take long; `SHARED_OUT_S` after all run this waits no more.
 
     Raises:
         StackError: the stack is not up.
@@ -124,6 +128,7 @@ def set_workers(files: StackFiles, count: int) -> Present:
     wanted = wanted.model_copy(update={"generation": wanted.generation + 1, "workers": count})
     write_record(files.wanted, wanted)
     deadline = time.monotonic() + CHANGE_S
+    running_since: float | None = None
     while True:
         now = present(files)
         workers = [one for one in now.processes if one.name != "coordinator"]
@@ -132,7 +137,11 @@ def set_workers(files: StackFiles, count: int) -> Present:
                 if worker.state == "restarting":
                     raise StackBroken(f"{worker.name} did not start: {worker.last_words}")
             if all(worker.state == "running" for worker in workers):
-                return now
+                running_since = running_since or time.monotonic()
+                served = [len(worker.clients) for worker in workers] or [clients]
+                is_even = sum(served) == clients and max(served) - min(served) <= 1
+                if is_even or time.monotonic() > running_since + SHARED_OUT_S:
+                    return now
         _wait(deadline, f"the workers did not change; see {files.logs}")
 
 

@@ -53,14 +53,13 @@ class Order(Record):
     """
 
     broker: BrokerChoice = Field(repr=False)
-    clients: tuple[str, ...]
     environment: dict[str, str]
     coordinator_environment: dict[str, str]
     worker_grace_s: float
 
 
 class Wanted(Record):
-    """What a command asks for. A new `generation` makes the supervisor replace the workers."""
+    """What a command asks for. A new `generation` makes the supervisor look at the number of workers."""
 
     generation: int = 0
     workers: int = 0
@@ -68,7 +67,10 @@ class Wanted(Record):
 
 
 class ProcessPresent(Record):
-    """One process as it is. `pid` is None before it has told it; `last_words` explain a failure."""
+    """One process as it is. `pid` is None before it has told it; `last_words` explain a failure.
+
+    `clients`: whom it serves at the moment.
+    """
 
     name: str
     state: ProcessState
@@ -79,7 +81,7 @@ class ProcessPresent(Record):
 
 
 class Present(Record):
-    """What there is. `generation` is the one whose workers have been started."""
+    """What there is. `generation` is the one whose workers have been started, and others told to end."""
 
     phase: Phase
     broker: str = ""

@@ -43,22 +43,18 @@ class Process(Protocol):
 class Kept:
     """One process of the stack."""
 
-    def __init__(
-        self, name: str, start: Callable[[], Process], log: Path, ready_event: str, clients: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, name: str, start: Callable[[], Process], log: Path, ready_event: str) -> None:
         """
         Args:
             name: what people call it.
             start: starts it; what it prints is appended to `log`.
             log: JSON lines.
             ready_event: the event in its log that tells that it works.
-            clients: whom it serves.
         """
-        self._name = name
+        self.name = name
         self._start_process = start
         self._log = log
         self._ready_event = ready_event
-        self._clients = clients
         self._process: Process | None = None
         self._pid: int | None = None
         self._read = 0
@@ -115,10 +111,9 @@ class Kept:
     def present(self) -> ProcessPresent:
         """How it is."""
         return ProcessPresent(
-            name=self._name,
+            name=self.name,
             state=self.state,
             pid=self._pid if self._process is not None else None,
-            clients=self._clients,
             last_words=self._last_words if self.failed else "",
         )
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from deploy.log_lines import parse_note
 from deploy.stack.files import Present, ProcessPresent
+from worker.client_ids import write_client_ids
 
 
 @dataclass
@@ -98,7 +99,7 @@ def _state(present: Present, progress: Progress) -> str:
         return "stands by: another coordinator is in office"
     if progress.paused:
         return "paused by the operator; `comitia resume` goes on"
-    if not any(one.clients for one in present.processes):
+    if all(one.name == "coordinator" for one in present.processes):
         return "waits for clients; `comitia workers N` starts workers"
     if progress.waiting:
         return "waits: {offers} offers, {needed} needed, {live} clients live".format(**progress.waiting)
@@ -111,7 +112,9 @@ def _processes(processes: Iterable[ProcessPresent]) -> Table:
     table.add_column("pid", justify="right")
     table.add_column("state", overflow="fold")
     table.add_column("clients", justify="right")
+    table.add_column("which", overflow="fold")
     for one in processes:
         state = f"{one.state}: {one.last_words}" if one.last_words else one.state
-        table.add_row(one.name, str(one.pid or "-"), state, str(len(one.clients)) if one.clients else "-")
+        count = str(len(one.clients)) if one.clients else "-"
+        table.add_row(one.name, str(one.pid or "-"), state, count, write_client_ids(one.clients))
     return table

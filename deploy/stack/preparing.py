@@ -79,7 +79,6 @@ def prepare(
     drain_s = worker.drain_s if "drain_s" in worker.model_fields_set else DRAIN_S
     order = Order(
         broker=choice,
-        clients=keys.clients,
         environment=_environment(files, drain_s),
         coordinator_environment=_plan_environment(coordinator, keys, origin.rounds),
         worker_grace_s=drain_s + WORKER_SLACK_S,
@@ -135,6 +134,9 @@ def _environment(files: StackFiles, drain_s: float) -> dict[str, str]:
         "COMITIA_STATE_DIR": str(files.state),
         "COMITIA_OUTPUT_DIR": str(files.output),
         "COMITIA_SITE": "site-1",
+        # All workers are alike and share out all clients, whatever the settings of a worker here say.
+        "COMITIA_CLIENTS": "[]",
+        "COMITIA_CLIENT_IDS": "",
         "COMITIA_LOG_FORMAT": "json",
         "COMITIA_LOG_LEVEL": "info",  # the supervisor and `comitia status` read the logs
         "COMITIA_DRAIN_S": str(drain_s),
@@ -147,7 +149,7 @@ def _plan_environment(settings: CoordinatorSettings, keys: FederationKeys, round
     """What the plan takes from the number of clients, where the settings do not say otherwise."""
     variables = {} if rounds is None else {"COMITIA_ROUND__ROUNDS": str(rounds)}
     if "min_clients" not in settings.round.model_fields_set:
-        # Workers here always serve all clients: without this, those that start first would begin without the others.
+        # Workers here share out all clients: without this, a round would begin with those that are taken first.
         variables["COMITIA_ROUND__MIN_CLIENTS"] = str(len(keys.clients))
     if ":" in settings.workload:
         return variables  # a workload from outside has its own options, and its data may be out of our reach

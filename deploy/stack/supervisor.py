@@ -3,13 +3,13 @@
 It is started by `comitia up` with an `Order` on its standard input and the stack's lock among its descriptors, and runs
 until it is told to stop, by a file (`Wanted.down`) or by SIGTERM. Everything it starts is leashed to it.
 
-Clients move between workers by way of their state directories: when the number of workers changes, all of them drain
-and end, and the new ones start with new shares. What a client had trained but not sent waits on its disk meanwhile.
+All workers are alike and share the clients out among themselves (`worker.seating`), so the supervisor only changes
+their number: it starts some, or tells the newest to end. Nobody else is restarted.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import signal
 import sys
@@ -28,6 +28,7 @@ from deploy.stack.files import BrokerChoice, Order, Phase, Present, StackFiles, 
 from deploy.stack.kept import Kept
 from deploy.stack.lock import acquire
 from shared.errors import ComitiaError
+from worker.replicas import live_replicas
 
 POLL_S = 0.1
 COORDINATOR_GRACE_S = 20.0
@@ -61,7 +62,6 @@ class Supervisor:
         self._lock = lock
         self._phase: Phase = "starting"
         self._generation = 0
-        self._due: Wanted | None = None
         self._workers: list[Kept] = []
         self._leaving: list[Kept] = []
         self._coordinator = self._keep(
@@ -88,18 +88,12 @@ class Supervisor:
                 raise StackFailed(f"the coordinator did not start: {self._coordinator.last_words}")
             if self._coordinator.state != "starting":
                 self._phase = "up"
-        if wanted.generation != (self._due.generation if self._due else self._generation):
-            self._due = wanted
-            for worker in self._workers:
-                worker.ask_to_stop()
-            self._leaving += self._workers
-            self._workers = []
         for worker in [*self._leaving, *self._workers]:
             worker.step(now)
         self._leaving = [worker for worker in self._leaving if worker.state != "ended"]
-        if self._due is not None and not self._leaving:
-            self._generation, count, self._due = self._due.generation, self._due.workers, None
-            self._workers = self._start_workers(count, now)
+        if wanted.generation != self._generation:
+            self._generation = wanted.generation
+            self._change_workers(wanted.workers, now)
 
     def stop(self) -> None:
         """End every process: workers first, since they may want to finish a group with the coordinator."""
@@ -112,15 +106,17 @@ class Supervisor:
             worker.stop()
         self._coordinator.stop()
 
-    def _start_workers(self, count: int, now: float) -> list[Kept]:
-        workers = []
-        for number, clients in enumerate(shares(self._order.clients, count), start=1):
-            chosen = {"COMITIA_CLIENTS": json.dumps(clients)}
-            grace_s = self._order.worker_grace_s
-            worker = self._keep(f"worker-{number}", ["worker", "run"], chosen, WORKER_READY, grace_s, clients)
+    def _change_workers(self, count: int, now: float) -> None:
+        leaving, self._workers = self._workers[count:], self._workers[:count]
+        for worker in leaving:
+            worker.ask_to_stop()
+        self._leaving += leaving
+        taken = {worker.name for worker in [*self._workers, *self._leaving]}
+        free = (name for number in itertools.count(1) if (name := f"worker-{number}") not in taken)
+        for name in itertools.islice(free, count - len(self._workers)):
+            worker = self._keep(name, ["worker", "run"], {}, WORKER_READY, self._order.worker_grace_s)
             worker.start(now)
-            workers.append(worker)
-        return workers
+            self._workers.append(worker)
 
     def _keep(
         self,
@@ -129,7 +125,6 @@ class Supervisor:
         environment: dict[str, str],
         ready_event: str,
         grace_s: float,
-        clients: tuple[str, ...] = (),
     ) -> Kept:
         log = self._files.log(name)
         command = ["/bin/sh", "-c", ANNOUNCE_AND_RUN, "sh", sys.executable, "-m", "deploy", *arguments]
@@ -140,23 +135,21 @@ class Supervisor:
                 command, environment=whole, directory=Path.cwd(), log=log, grace_s=grace_s, keep_open=[self._lock]
             )
 
-        return Kept(name, start, log, ready_event, clients)
+        return Kept(name, start, log, ready_event)
 
     def _tell(self) -> None:
-        processes = [self._coordinator, *self._workers, *self._leaving]
+        served: dict[int | None, tuple[str, ...]] = {
+            one.pid: tuple(sorted(one.clients)) for one in live_replicas(self._files.state)
+        }
+        processes = [one.present() for one in (self._coordinator, *self._workers, *self._leaving)]
         present = Present(
             phase=self._phase,
             broker=self._broker.reason,
             generation=self._generation,
-            processes=tuple(process.present() for process in processes),
+            processes=tuple(one.model_copy(update={"clients": served.get(one.pid, ())}) for one in processes),
         )
         if present != read_record(self._files.present, Present):
             write_record(self._files.present, present)
-
-
-def shares(clients: Sequence[str], count: int) -> list[tuple[str, ...]]:
-    """Deal clients out to `count` workers, as evenly as it goes; no worker is left without one."""
-    return [tuple(clients[i::count]) for i in range(min(count, len(clients)))]
 
 
 def start_broker(choice: BrokerChoice, directory: Path) -> Broker:

@@ -15,8 +15,6 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -40,8 +38,9 @@ from deploy.stack.lock import acquire, held
 from deploy.stack.logs import read_logs, render
 from deploy.stack.overview import Progress, overview, read_progress
 from deploy.stack.preparing import choose, prepare
-from deploy.stack.supervisor import shares
 from shared.errors import BrokerUnavailable, ComitiaError, SettingsError
+from worker.memory import read_client
+from worker.replicas import live_replicas
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> bool:
@@ -66,21 +65,6 @@ def files(tmp_path: Path) -> StackFiles:
     files.make()
     files.begin()
     return files
-
-
-# --- who serves whom -------------------------------------------------------------------------------------------------
-
-
-@given(clients=st.integers(1, 60), count=st.integers(0, 70))
-def test_clients_are_dealt_out_evenly_and_each_to_one_worker(clients: int, count: int) -> None:
-    names = [f"client-{number}" for number in range(clients)]
-
-    dealt = shares(names, count)
-
-    assert sorted(name for share in dealt for name in share) == (sorted(names) if count else [])
-    assert len(dealt) == min(count, clients)
-    if dealt:
-        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
 
 
 # --- keeping a process running ---------------------------------------------------------------------------------------
@@ -110,7 +94,7 @@ class Bench:
     def __init__(self, log: Path) -> None:
         self.log = log
         self.started: list[FakeProcess] = []
-        self.kept = Kept("worker-1", self._start, log, "worker_started", ("client-001",))
+        self.kept = Kept("worker-1", self._start, log, "worker_started")
 
     def _start(self) -> FakeProcess:
         self.log.touch()
@@ -133,7 +117,7 @@ def bench(tmp_path: Path) -> Bench:
 def test_a_process_is_running_once_its_log_says_so(bench: Bench) -> None:
     bench.say('{"event": "process_started", "pid": 17}\n{"event": "worker_')
     bench.kept.step(1.0)
-    assert bench.kept.present() == ProcessPresent(name="worker-1", state="starting", pid=17, clients=("client-001",))
+    assert bench.kept.present() == ProcessPresent(name="worker-1", state="starting", pid=17)
 
     bench.say('started"}\n')
     bench.kept.step(2.0)
@@ -296,7 +280,7 @@ def test_the_federation_is_found_again(files: StackFiles) -> None:
 
     assert (first.is_new, again.is_new) == (True, False)
     assert again.order == first.order
-    assert len(again.order.clients) == 4
+    assert again.origin.clients == 4
     assert again.order.coordinator_environment["COMITIA_ROUND__ROUNDS"] == "3"
     assert "guest:guest" not in files.origin.read_text()
 
@@ -405,8 +389,8 @@ def test_status_tells_how_far_it_is_and_who_serves_whom() -> None:
 
     for words in ("version 8 of 30", "90.00%", "0.2500", "2 of 20 served", "a broker"):
         assert words in text
-    assert "worker-1 17 running 2\n" in text
-    assert "worker-2 - restarting: exit code 2: no luck 1\n" in text
+    assert "worker-1 17 running 2 1, 2 \n" in text
+    assert "worker-2 - restarting: exit code 2: no luck 1 x \n" in text
 
 
 def test_log_lines_are_merged_by_time_and_followed_into_new_files(tmp_path: Path) -> None:
@@ -485,6 +469,15 @@ class Stack:
         notes = map(parse_note, self.files.log("coordinator").read_bytes().splitlines())
         return [note for note in notes if note is not None and note["event"] == "round_finished"]
 
+    def notes(self, event: str) -> list[dict[str, Any]]:
+        """What all processes have logged of one kind."""
+        lines = [line for log in self.files.logs.glob("*.log") for line in log.read_bytes().splitlines()]
+        return [note for note in map(parse_note, lines) if note is not None and note["event"] == event]
+
+    def workers(self) -> dict[str, ProcessPresent]:
+        """The workers as they are."""
+        return {one.name: one for one in self.present.processes if one.name != "coordinator"}
+
     @property
     def present(self) -> Present:
         return control.present(self.files)
@@ -502,6 +495,48 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     stack = Stack(tmp_path)
     yield stack
     control.stop(stack.files)
+
+
+def test_workers_come_and_go_and_die_and_no_update_is_lost(stack: Stack, rabbitmq_url: str) -> None:
+    # Given two workers that share out four clients, and a federation that learns
+    assert stack.up("--broker", rabbitmq_url, "--clients", "4", "--rounds", "100000").returncode == 0
+    assert "2 workers, 4 clients served" in stack.run("workers", "2")
+    assert eventually(lambda: stack.version >= 3)
+    first = stack.workers()
+    assert sorted(len(one.clients) for one in first.values()) == [2, 2]
+
+    # When their number goes up and down again, those that stay go on with other clients
+    assert "4 workers, 4 clients served" in stack.run("scale", "4")
+    assert [len(one.clients) for one in stack.workers().values()] == [1, 1, 1, 1]
+    assert "3 workers, 4 clients served" in stack.run("scale", "3")
+    before = stack.version
+    assert eventually(lambda: stack.version >= before + 2)
+    assert {name: stack.workers()[name].pid for name in first} == {name: one.pid for name, one in first.items()}
+
+    # Then no version went without a client, and none has trained in vain
+    rounds = stack.rounds()
+    assert [one["version"] for one in rounds] == list(range(1, len(rounds) + 1))
+    assert {one["clients_counted"] for one in rounds} == {4}
+    assert stack.notes("late") == []
+
+    # And when one is killed, its clients are served by the others, and count again
+    victim = stack.workers()["worker-1"]
+    assert victim.pid is not None
+    psutil.Process(victim.pid).kill()
+    assert eventually(lambda: set(victim.clients) <= set(served_by_others(stack, victim.pid)))
+    before = stack.version
+    assert eventually(lambda: stack.version >= before + 3 and stack.rounds()[-1]["clients_counted"] == 4)
+    assert "4 of 4 served" in stack.run("status")
+    stack.run("down")
+    for client in range(1, 5):
+        spent = read_client(stack.files.state / f"client-{client:03d}").spent
+        assert len({mark.update for mark in spent}) == len({mark.version for mark in spent}) == len(spent)
+        assert {mark.version for mark in spent} >= set(range(len(rounds)))
+
+
+def served_by_others(stack: Stack, pid: int | None) -> list[str]:
+    """Whom all replicas but that of one process serve."""
+    return [client for one in live_replicas(stack.files.state) if one.pid != pid for client in one.clients]
 
 
 def test_a_stack_learns_and_is_scaled_and_leaves_nothing(stack: Stack, rabbitmq_url: str) -> None:
