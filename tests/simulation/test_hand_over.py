@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,6 +46,24 @@ def late(run: FederationRun) -> int:
     return sum(note.event == "late" for one in run.processes if one is not None for note in one.notes)
 
 
+def moving(run: FederationRun, chance: random.Random) -> Callable[[], None]:
+    """Every turn some clients are given back, and those who were let go are taken, wherever."""
+
+    def move() -> None:
+        for client in run.clients:
+            at = server_of(run, client)
+            if at is None:
+                take(run, client, chance.randrange(len(run.processes)))
+            elif chance.random() < 0.05:
+                process(run, at).service.release([client], run.now)
+
+    return move
+
+
+def released(run: FederationRun) -> int:
+    return sum(note.event == "client_released" for one in run.processes if one is not None for note in one.notes)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("plan", [{}, SECURE, {"round": {"cohort_size": 4}}], ids=["alone", "secure", "cohort"])
 def test_clients_that_move_all_the_time_miss_no_round_and_spend_each_update_once(
@@ -52,27 +71,35 @@ def test_clients_that_move_all_the_time_miss_no_round_and_spend_each_update_once
 ) -> None:
     run, chance = FederationRun(clients=4, processes=3, plan=plan, seed=seed), random.Random(seed)
     run.duration_s = lambda: chance.choice((0.0, 0.5, 1.0))
-    moves = 0
 
-    def move() -> None:
-        nonlocal moves
-        for client in run.clients:
-            at = server_of(run, client)
-            if at is None:
-                take(run, client, chance.randrange(3))
-            elif chance.random() < 0.05:
-                process(run, at).service.release([client], run.now)
-                moves += 1
+    run.run(each_turn=moving(run, chance))
 
-    run.run(each_turn=move)
-
-    assert moves > 10
+    assert released(run) > 10
     assert [figures["clients_counted"] for figures in run.figures()] == [4] * run.plan.round.rounds
     assert run.count("client_lost") == run.count("client_left") == run.count("draw_void") == late(run) == 0
     for client in run.clients:
         spent = marks(run, client)
         assert [mark.version for mark in spent] == list(range(run.plan.round.rounds))
         assert len({mark.update for mark in spent}) == len(spent)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("secure", [False, True])
+def test_clients_that_move_all_the_time_in_asynchronous_mode_lose_no_update(secure: bool, seed: int) -> None:
+    rounds = {"mode": "async", "rounds": 12, "pool_size": 4, "cooldown": 1}
+    plan = {"round": rounds, **({"group_size": 4, "max_colluders": 1} if secure else {})}
+    run, chance = FederationRun(clients=6, processes=3, plan=plan, seed=seed), random.Random(seed)
+    run.duration_s = lambda: chance.choice((0.0, 0.5, 3.0))
+
+    run.run(each_turn=moving(run, chance))
+
+    assert released(run) > 10
+    assert {figures["clients_counted"] for figures in run.figures()} == {4}
+    assert run.count("client_lost") == run.count("draw_void") == late(run) == 0
+    spent = [marks(run, client) for client in run.clients]
+    assert all(len({mark.update for mark in one}) == len(one) for one in spent)
+    # Every update that was spent is in a version, and none was drawn for nothing.
+    assert sum(map(len, spent)) == 4 * run.plan.round.rounds
 
 
 def test_an_unspent_update_goes_along_and_is_offered_from_there() -> None:
