@@ -93,8 +93,11 @@ def decide(view: View) -> Decision:
         return Decision(0, (), (*strangers, *movable[:too_many]))
     free = candidates - view.served.keys() - set(view.leaving) - set(view.shunned)
     free -= {client for one in view.replicas if one.worker != view.me for client in one.clients}
-    rotated = _rotated(view)
-    return Decision(-too_many, tuple(client for client in rotated if client in free), tuple(strangers))
+    me = next(one for one in view.replicas if one.worker == view.me)
+    # Who is about to leave still has a seat.
+    empty = share if me.seats is None else me.seats - len(view.served) - len(view.leaving)
+    wanted = max(0, min(-too_many, empty))
+    return Decision(wanted, tuple(client for client in _rotated(view) if client in free), tuple(strangers))
 
 
 def room_elsewhere(me: str, replicas: Sequence[Replica], clients: int) -> int:

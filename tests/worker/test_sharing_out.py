@@ -105,6 +105,15 @@ def test_it_takes_no_more_than_it_has_seats() -> None:
     assert decide(view(idle(*NAMES[:5]), seats=5)) == Decision(0, (), ())
 
 
+def test_those_who_leave_have_their_seats_until_they_have_left() -> None:
+    served, leaving = idle("c00"), {"c01", "c02"}
+
+    assert decide(view(served, clients=12, seats=4, leaving=leaving)).wanted == 1
+    assert decide(view(served, clients=12, seats=3, leaving=leaving)).wanted == 0
+    assert decide(view(served, clients=12, seats=2, leaving=leaving)).wanted == 0
+    assert decide(view(served, clients=12, leaving=leaving)).wanted == 11
+
+
 def test_those_who_leave_do_not_count() -> None:
     decision = decide(view(idle("c00"), replica("other"), clients=4, leaving={"c01"}))
 
