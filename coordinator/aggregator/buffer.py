@@ -29,9 +29,10 @@ import numpy.typing as npt
 
 from coordinator.aggregator.gates import pass_gates
 from coordinator.aggregator.mixing import nnm_trimmed_mean
-from coordinator.aggregator.robust import MeanAccumulator, coordinate_median, trimmed_mean
+from coordinator.aggregator.robust import coordinate_median, trimmed_mean
 from coordinator.aggregator.server_step import ServerOptimizer, adapt_clipping_norm
 from coordinator.aggregator.steering import scheduled_rate
+from coordinator.aggregator.weighted_mean import MeanAccumulator
 from coordinator.events import (
     CoordinatorEffect,
     DrawMade,
@@ -66,7 +67,6 @@ class DrawBuffer:
     draw: DrawMade
     deadline: float
     clipping_norm: float
-    accumulator: MeanAccumulator | None
     means: dict[int, FloatVector] = field(default_factory=dict)
     slots: dict[int, SlotSums] = field(default_factory=dict)
     clients: int = 0
@@ -108,6 +108,7 @@ class Aggregator:
         self.moves_all = self._optimizer.touches_all
         """Whether a step moves all coordinates, and leaves a state behind that the next one needs."""
         self._buffer: DrawBuffer | None = None
+        self._accumulator: MeanAccumulator | None = None
         self._changed_bytes = 0
         self._plateau_factor = 1.0
 
@@ -163,15 +164,16 @@ class Aggregator:
         assert self._log.chain is not None
         plan = self._plan
         clipping_norm = self._log.chain.clipping_norm
-        accumulator = None
         if plan.aggregation.rule == "mean":
             # Under `top_k` every client has positions of its own: its words are spread over all.
             spread_out = plan.codec.selection == "top_k"
             count = plan.dimension if spread_out else plan.coordinate_count
             # Noise carries values beyond the clipping norm; groups of any size have the same room for it at least.
             value_max = plan.sum_format(plan.group_size, clipping_norm).value_max
-            accumulator = MeanAccumulator(count, len(draw.clients), value_max)
-        return DrawBuffer(draw, now + plan.round.sums_deadline_s, clipping_norm, accumulator)
+            if self._accumulator is None:
+                self._accumulator = MeanAccumulator(count, len(draw.clients), value_max)
+            self._accumulator.start(len(draw.clients), value_max)
+        return DrawBuffer(draw, now + plan.round.sums_deadline_s, clipping_norm)
 
     def _on_sum(self, event: GroupSummed) -> Iterator[CoordinatorEffect]:
         buffer = self._buffer
@@ -200,8 +202,8 @@ class Aggregator:
             return
         buffer.slots[event.group] = slots
         buffer.clients += len(event.arrived)
-        if buffer.accumulator is not None:
-            buffer.accumulator.add(words, form, slots.weight)
+        if self._accumulator is not None:
+            self._accumulator.add(words, form, slots.weight)
         else:
             buffer.means[event.group] = open_mean(words, form, slots.weight)
 
@@ -282,8 +284,8 @@ class Aggregator:
         return "all", np.ascontiguousarray(weights, dtype="<f4")
 
     def _aggregate(self, buffer: DrawBuffer) -> FloatVector:
-        if buffer.accumulator is not None:
-            return buffer.accumulator.take()
+        if self._accumulator is not None:
+            return self._accumulator.take()
         # One group, one vote, in the order of the groups.
         means = [buffer.means[group] for group in sorted(buffer.means)]
         match self._plan.aggregation.rule:

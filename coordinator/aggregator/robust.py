@@ -1,4 +1,4 @@
-"""How do several group means become one aggregate?
+"""How do several group means become one aggregate that a few of them cannot spoil?
 
 Pure kernels on arrays. All give the same bits whatever order the groups came in, and none copies its input: they work
 through columns in tiles that stay in the cache, and need at most 3 MiB beside the result.
@@ -7,7 +7,6 @@ Every input has to be finite; a gate in front drops what is not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,149 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.codec.flatten import FloatVector
-from shared.codec.quantize import BLOCK, SignedWords, SumFormat, Words, signed_view
 from shared.errors import LocalProtocolError
 
 _NETWORK_ROWS_MAX = 32
 _TILE_COLUMNS = 16 * 1024  # rows of 64 KiB: wide enough that calls into numpy do not dominate
 _SORTED_TILE_BYTES = 2 * 1024 * 1024  # calls into numpy cost more than what leaves the second-level cache
 _ROW_PADDING = 16  # float32 elements: rows a power of two apart would all fall into the same cache sets
-_SMALL_COUNT = 2**22
-_NARROW_MEMBERS_MAX = 256
-_NARROW_SUMS_MAX = 2**16 - 1  # sums of as many 16-bit words fit 32 bits, even if all are forged
-_RUN_COUNT = (
-    256 * 1024
-)  # half a mebibyte or one of words: what was read to find the largest is still in the cache when it is added
 
 Comparator = tuple[int, int, bool, bool]
 """(wire of the smaller, wire of the larger, smaller needed, larger needed)."""
 
 Step = tuple[np.ufunc, int, int, int]
 """(minimum or maximum, two rows to read, row to write)."""
-
-
-class MeanAccumulator:
-    """The example-weighted mean over all members of all groups, added up as group sums come.
-
-    Integers add exactly, so the result does not depend on order, and no group's vector is kept. A sum of all members
-    cannot wrap.
-
-    Words are added as they are, in integers of twice their width for each size of group that there is. Most words are
-    small, so they are first added up in their own width, for as long as sums of the largest among them cannot wrap:
-    that moves half the memory. Together 6 bytes per coordinate for words of 16 bits, 12 for words of 32.
-    Above 4 million coordinates words of 32 bits become integers of one common fixed-point scale instead, whatever their
-    groups' sizes: 8 bytes per coordinate, and the scale resolves far below a word; up to 256 members 4 bytes, at an
-    error of the mean of at most members * C / (2**31 * mean weight).
-
-    Reference: McMahan et al., Communication-Efficient Learning of Deep Networks (2017), algorithm 1.
-    """
-
-    def __init__(self, count: int, members_max: int, clipping_norm: float) -> None:
-        narrow = count > _SMALL_COUNT and members_max <= _NARROW_MEMBERS_MAX
-        self._count = count
-        self._common_type = np.dtype(np.int32 if narrow else np.int64)
-        self._members_max = self._members_left = members_max
-        # Forged words may reach 2**(b-1), up to twice the honest bound: one bit is left for that, one is the sign.
-        self._common_scale = 2.0 ** (self._common_type.itemsize * 8 - 2) / (members_max * clipping_norm)
-        self._totals: dict[float, npt.NDArray[np.signedinteger[Any]]] = {}
-        self._pending: SignedWords = np.zeros(0, dtype=np.int16)
-        self._pending_scale = 0.0
-        self._reach = [0] * -(-count // _RUN_COUNT)  # for each run of pending sums what none of them exceeds
-        self._weights: list[float] = []
-
-    @property
-    def groups(self) -> int:
-        """How many group sums were added."""
-        return len(self._weights)
-
-    def add(self, words: Words, form: SumFormat, weight: float) -> None:
-        """Add one group's summed words; `weight` is what `open_slots` says of them.
-
-        Raises:
-            LocalProtocolError: the words do not fit, or there are more members than were announced.
-        """
-        if words.shape != (form.length,) or form.count != self._count:
-            raise LocalProtocolError(f"{words.shape} words do not fit a mean over {self._count} coordinates")
-        if form.members > self._members_left:
-            raise LocalProtocolError(f"a group of {form.members}, but {self._members_left} members are left to add")
-        signed = signed_view(words)[: form.count]
-        if self._count <= _SMALL_COUNT or (form.bits == 16 and self._members_max <= _NARROW_SUMS_MAX):
-            self._add_exactly(signed, form.scale)
-        else:
-            total = self._total(self._common_scale, self._common_type)
-            _add_rescaled(signed, self._common_scale / form.scale, total)
-        self._members_left -= form.members
-        self._weights.append(weight)
-
-    def take(self) -> FloatVector:
-        """Return sum(w * u) / sum(w) as (k,) float32, if it fits in the accumulator's own memory, and end its life.
-
-        Raises:
-            LocalProtocolError: nothing was added.
-        """
-        if not self._weights:
-            raise LocalProtocolError("a mean of no groups")
-        if self._pending_scale in self._totals:
-            self._carry_all()
-        elif self._pending.size:
-            self._totals[self._pending_scale] = self._pending
-        # fsum is correctly rounded, hence independent of order.
-        weight = math.fsum(self._weights)
-        totals = [(1.0 / (scale * weight), total) for scale, total in sorted(self._totals.items())]
-        first_factor, first = totals[0]
-        result = np.empty(self._count, np.float32) if first.itemsize < 4 else first.view(np.float32)[: self._count]
-        block, summand = np.empty((2, min(BLOCK, self._count)), dtype=np.float64)
-        for start in range(0, self._count, BLOCK):
-            # The float32 block ends where its integers begin or earlier, so writing forward destroys nothing unread.
-            part = block[: min(BLOCK, self._count - start)]
-            np.multiply(first[start : start + BLOCK], first_factor, out=part, dtype=np.float64)
-            for factor, total in totals[1:]:
-                part += np.multiply(total[start : start + BLOCK], factor, out=summand[: len(part)])
-            np.copyto(result[start : start + BLOCK], part, casting="same_kind")
-        self._weights, self._totals, self._pending = [], {}, np.zeros(0, dtype=np.int16)
-        return result
-
-    def _total(self, scale: float, dtype: np.dtype[Any]) -> npt.NDArray[np.signedinteger[Any]]:
-        if scale not in self._totals:
-            self._totals[scale] = np.zeros(self._count, dtype=dtype)
-        return self._totals[scale]
-
-    def _add_exactly(self, signed: SignedWords, scale: float) -> None:
-        if scale != self._pending_scale or signed.dtype != self._pending.dtype:
-            self._carry_all()
-            self._pending_scale = scale
-            if signed.dtype != self._pending.dtype or self._pending.size == 0:
-                self._pending = np.zeros(self._count, dtype=signed.dtype)
-        largest = np.iinfo(signed.dtype).max
-        for run, start in enumerate(range(0, self._count, _RUN_COUNT)):
-            words = signed[start : start + _RUN_COUNT]
-            reach = max(int(words.max()), -int(words.min()))
-            if self._reach[run] + reach > largest:
-                self._carry(run)
-            self._pending[start : start + _RUN_COUNT] += words
-            self._reach[run] += reach
-
-    def _carry_all(self) -> None:
-        for run, reach in enumerate(self._reach):
-            if reach:
-                self._carry(run)
-
-    def _carry(self, run: int) -> None:
-        part = slice(run * _RUN_COUNT, (run + 1) * _RUN_COUNT)
-        narrow = self._pending.itemsize == 2 and self._members_max <= _NARROW_SUMS_MAX
-        total = self._total(self._pending_scale, np.dtype(np.int32 if narrow else np.int64))[part]
-        np.add(total, self._pending[part], out=total)
-        self._pending[part] = 0
-        self._reach[run] = 0
-
-
-def _add_rescaled(signed: SignedWords, factor: float, total: npt.NDArray[np.signedinteger[Any]]) -> None:
-    block = np.empty(min(BLOCK, len(total)), dtype=np.float64)
-    for start in range(0, len(total), BLOCK):
-        part = block[: min(BLOCK, len(total) - start)]
-        np.multiply(signed[start : start + BLOCK], factor, out=part, dtype=np.float64)
-        np.rint(part, out=part)
-        total[start : start + BLOCK] += part.astype(total.dtype)
 
 
 def trimmed_mean(vectors: Sequence[FloatVector], trim: int) -> FloatVector:

@@ -25,6 +25,7 @@ class HotPath:
     """A path of Comitia's, what others have in its place, and what no implementation can be quicker than.
 
     A peer's run is None if the peer is not installed; `wanted` says how many times as quick as a peer we mean to be.
+    `kept` says how many bytes ours holds from one run to the next: they count as extra memory too.
     """
 
     name: str
@@ -33,6 +34,7 @@ class HotPath:
     limit_name: str
     limit: Run
     wanted: Mapping[str, float] = field(default_factory=dict)
+    kept: Callable[[], int] = int
     turns: int = TURNS
 
 
@@ -76,6 +78,7 @@ def measure(path: HotPath) -> Iterator[Row]:
             start = time.process_time()
             run()
             seconds[name].append(time.process_time() - start)
+    extra["ours"] += path.kept()
     median = {name: statistics.median(taken) * 1e3 for name, taken in seconds.items()}
     for peer_name in path.peers or (None,):
         key = f"peer {peer_name}"

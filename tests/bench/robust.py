@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from coordinator.aggregator.mixing import nnm_trimmed_mean
-from coordinator.aggregator.robust import MeanAccumulator, coordinate_median, trimmed_mean
+from coordinator.aggregator.robust import coordinate_median, trimmed_mean
+from coordinator.aggregator.weighted_mean import MeanAccumulator
 from shared.codec.flatten import FloatVector
 from shared.codec.quantize import Bits, SumFormat, Words, quantize, signed_view, write_slots
 from tests.bench.measure import HotPath, Run, peer
@@ -22,6 +23,7 @@ DIMENSION = 1_000_000
 TRIM = 3
 PEER_BYTES_MAX = 2**31
 LIMIT, FLOWER, BYZFL = "one read of the input", "flower", "byzfl"
+FLOAT_FLOWER = "flower, of float32"
 
 
 def hot_paths() -> Iterator[HotPath]:
@@ -103,15 +105,20 @@ def mixing(vectors: list[FloatVector]) -> HotPath:
 
 
 def mean(vectors: list[FloatVector], bits: Bits, wanted: float | None) -> HotPath:
-    """The example-weighted mean: ours from the words that arrive, Flower's from float32 arrays."""
+    """The example-weighted mean of the same updates: ours from the words that arrive, Flower's from float32 arrays.
+
+    As the coordinator does, one accumulator serves mean after mean; what it keeps between them is counted.
+    """
     flower = peer("flwr.server.strategy.aggregate")
     form = SumFormat(count=DIMENSION, bits=bits, members=1, clipping_norm=2e-3 * math.sqrt(DIMENSION))
     weights = np.random.default_rng(0).uniform(0.1, 1.0, len(vectors)).tolist()
     words = [words_of(vector, form, weight) for vector, weight in zip(vectors, weights, strict=True)]
     results = [([vector], round(weight * 1000)) for vector, weight in zip(vectors, weights, strict=True)]
 
+    accumulator = MeanAccumulator(DIMENSION, len(words), form.clipping_norm)
+
     def add_up() -> FloatVector:
-        accumulator = MeanAccumulator(DIMENSION, len(words), form.clipping_norm)
+        accumulator.start(len(words), form.clipping_norm)
         for one, weight in zip(words, weights, strict=True):
             accumulator.add(one, form, weight)
         return accumulator.take()
@@ -119,10 +126,11 @@ def mean(vectors: list[FloatVector], bits: Bits, wanted: float | None) -> HotPat
     return HotPath(
         name=title(f"weighted mean of {bits}-bit words", vectors),
         ours=add_up,
-        peers={FLOWER: (lambda: flower.aggregate(results)) if flower else None},
+        peers={FLOAT_FLOWER: (lambda: flower.aggregate(results)) if flower else None},
         limit_name=LIMIT,
         limit=read_all([signed_view(one) for one in words]),
-        wanted={} if wanted is None else {FLOWER: wanted},
+        kept=lambda: accumulator.nbytes,
+        wanted={} if wanted is None else {FLOAT_FLOWER: wanted},
     )
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from coordinator.aggregator.gates import mean_norm, norm_limit, pass_gates
-from coordinator.aggregator.robust import MeanAccumulator
+from coordinator.aggregator.weighted_mean import MeanAccumulator
 from coordinator.summing.secure_sum import add_words
 from shared.codec.quantize import SumFormat, Words, open_mean, open_slots, signed_view
 from shared.errors import LocalProtocolError, PlanError, RemoteProtocolError
@@ -204,7 +204,7 @@ def test_a_sum_much_longer_than_its_noise_does_not_pass() -> None:
 
 def test_the_mean_of_many_values_has_room_for_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above a number of values all groups are added in 32 bits on one scale, which leaves room for more than C."""
-    monkeypatch.setattr("coordinator.aggregator.robust._SMALL_COUNT", 100)
+    monkeypatch.setattr("coordinator.aggregator.weighted_mean._SMALL_COUNT", 100)
     plan = private_plan(1_000, privacy={**private_plan().privacy.model_dump(), "noise_multiplier": 500.0})
     form = plan.sum_format(4, 2.0)
     accumulator, means = MeanAccumulator(1_000, 40, form.value_max), []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.aggregator.robust import MeanAccumulator
+from coordinator.aggregator.weighted_mean import MeanAccumulator
 from shared.codec.quantize import SumFormat, l2_norm, open_mean, open_slots
 from shared.errors import LocalProtocolError, WorkloadError
 from worker.update import prepare_words
