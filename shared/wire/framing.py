@@ -35,6 +35,9 @@ BATCH_BYTES_MAX = FRAME_BYTES_MAX + 4
 _HEADER = struct.Struct("<3sBBB")
 _SIGNATURE_BYTES = 64
 _LENGTH = struct.Struct("<I")
+_LARGE = struct.Struct(">BI")  # how msgpack begins bytes of 2**16 and more ("bin 32")
+_LARGE_MARK = 0xC6
+_LARGE_BYTES = 1 << 16
 
 FRAME_BYTES_MIN = _HEADER.size + 1 + _SIGNATURE_BYTES
 """A shorter frame holds no sender and signature; a batch of such frames would cost more to refuse than to send."""
@@ -82,13 +85,13 @@ def seal(
         LocalProtocolError: the frame would be too large for anybody to open.
     """
     name = sender.encode()
-    payload: bytes = msgpack.packb(message.model_dump(), use_bin_type=True)
+    payload = _encode(message.model_dump())
     context = _context(message.kind, name, federation)
-    signature = key.sign(Purpose.MESSAGE, context, payload)
+    signature = key.sign(Purpose.MESSAGE, context, *payload)
     if made is not None:
-        made.made(key, Purpose.MESSAGE, signature, context, payload)
+        made.made(key, Purpose.MESSAGE, signature, context, *payload)
     header = _HEADER.pack(MAGIC, WIRE_VERSION, message.kind, len(name))
-    frame = b"".join((header, name, signature, payload))
+    frame = b"".join((header, name, signature, *payload))
     if len(frame) > FRAME_BYTES_MAX:
         raise LocalProtocolError(f"{type(message).__name__} of {len(frame)} bytes does not fit a frame")
     return frame
@@ -201,6 +204,22 @@ def _parse_header(frame: bytes) -> tuple[type[Message], str, int]:
     if (message_type.signed_by is Role.COORDINATOR) != (sender == COORDINATOR):
         raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, f"{message_type.__name__} from {sender!r}")
     return message_type, sender, body_at
+
+
+def _encode(fields: dict[str, object]) -> list[bytes]:
+    """The msgpack of a message in pieces to be joined, so that a large body is copied once only, into its frame."""
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_map_header(len(fields))
+    pieces: list[bytes] = []
+    for name, value in fields.items():
+        packer.pack(name)
+        if isinstance(value, bytes) and len(value) >= _LARGE_BYTES:
+            pieces += (packer.bytes() + _LARGE.pack(_LARGE_MARK, len(value)), value)
+            packer.reset()
+        else:
+            packer.pack(value)
+    pieces.append(packer.bytes())
+    return pieces
 
 
 def _decode(message_type: type[Message], payload: bytes | memoryview) -> Message:

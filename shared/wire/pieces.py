@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from shared.errors import RefusalReason, RemoteProtocolError
 from shared.wire.messages import PIECE_BYTES_MAX
 
 
 class PieceCollector:
-    """The pieces of one vector of `size` bytes; its memory is taken at once."""
+    """The pieces of one vector of `size` bytes; its memory is taken at once, and means nothing until it is complete."""
 
     __slots__ = ("_missing", "_parts", "buffer")
 
     def __init__(self, size: int) -> None:
-        self.buffer = bytearray(size)
+        self.buffer: memoryview = np.empty(size, dtype=np.uint8).data
         self._parts = piece_count(size)
         self._missing = set(range(self._parts))
 

@@ -23,10 +23,11 @@ from shared.codec.coordinates import Coordinates, coordinate_count, select_coord
 from shared.codec.flatten import FloatVector
 from shared.codec.quantize import SumFormat, Words, open_mean, read_words
 from shared.crypto.signing import SigningKey, VerificationCache
-from shared.modellog.entries import cut
 from shared.wire import group_messages
 from shared.wire.framing import Opener, pack_batches, seal
+from shared.wire.pieces import PieceCollector
 from tests.bench.measure import HotPath, Row, Run, peer
+from worker.session import words_of
 from worker.update import prepare_words
 
 DIMENSION = 1_000_000
@@ -43,12 +44,12 @@ def hot_paths() -> Iterator[HotPath]:
     update = made_up()
     for density in DENSITIES:
         coordinates, form = what_is_sent(density)
-        words = words_of(update, coordinates, form)
+        words = quantized(update, coordinates, form)
         signed = Channel(SigningKey.from_seed(bytes(32)), EveryTime())
         title = f"density {density:g}, d = 1e6"
         yield HotPath(
             name=f"encode + decode, wire, {title}",
-            ours=lambda words=words, form=form: read_words(UNSIGNED.unpack(UNSIGNED.pack(words)), form),
+            ours=lambda words=words, form=form: UNSIGNED.there_and_back(words, form),
             peers={
                 FLOWER: flower_message(update),
                 FLOWER_RECORD: flower_record(update),
@@ -61,7 +62,7 @@ def hot_paths() -> Iterator[HotPath]:
         )
         yield HotPath(
             name=f"encode + decode, signed, {title}",
-            ours=lambda words=words, form=form, signed=signed: read_words(signed.unpack(signed.pack(words)), form),
+            ours=lambda words=words, form=form, signed=signed: signed.there_and_back(words, form),
             peers={FLOWER: flower_message(update)},
             limit_name=LIMIT,
             limit=words.copy,
@@ -70,7 +71,7 @@ def hot_paths() -> Iterator[HotPath]:
         yield HotPath(
             name=f"update to words and back, whole, {title}",
             ours=lambda coordinates=coordinates, form=form: opened(
-                UNSIGNED.unpack(UNSIGNED.pack(words_of(update, coordinates, form))), form
+                UNSIGNED.there_and_back(quantized(update, coordinates, form), form), form
             ),
             limit_name="one read of the update",
             limit=update.max,
@@ -83,7 +84,7 @@ def byte_rows() -> Iterator[Row]:
     update = made_up()
     for density in DENSITIES:
         coordinates, form = what_is_sent(density)
-        words = words_of(update, coordinates, form)
+        words = quantized(update, coordinates, form)
         signed = Channel(SigningKey.from_seed(bytes(32)), EveryTime())
         ours = sum(len(batch) for batch in pack_batches(signed.pack(words)))
         for name, count in (
@@ -122,21 +123,24 @@ class Channel:
     cache: Any
 
     def pack(self, words: Words) -> list[bytes]:
-        """The frames of a client's words."""
-        pieces = list(cut(words.data.cast("B")))
-        return [
-            seal(self._message(bytes(piece), part, len(pieces)), sender="c1", federation=FEDERATION, key=self.key)
-            for part, piece in enumerate(pieces)
-        ]
+        """The frames of a client's words, as its worker makes them."""
+        pieces = words_of(bytes(32), b"\1", words.data.cast("B"))
+        return [seal(piece, sender="c1", federation=FEDERATION, key=self.key) for piece in pieces]
 
-    def unpack(self, frames: Sequence[bytes]) -> bytes:
-        """The words' bytes again."""
+    def unpack(self, frames: Sequence[bytes], size: int) -> memoryview:
+        """The words' bytes again, as a stage puts them together."""
         opener = Opener(FEDERATION, lambda role, sender: self.key, self.cache)
-        bodies = [opener.open(frame).message.body for frame in frames]  # type: ignore[attr-defined]
-        return bodies[0] if len(bodies) == 1 else b"".join(bodies)
+        collector = PieceCollector(size)
+        for frame in frames:
+            message = opener.open(frame).message
+            assert isinstance(message, group_messages.Words)
+            collector.put(message.part, message.parts, message.body)
+        assert collector.complete
+        return collector.buffer
 
-    def _message(self, body: bytes, part: int, parts: int) -> group_messages.Words:
-        return group_messages.Words(transcript=bytes(32), participants=b"\1", part=part, parts=parts, body=body)
+    def there_and_back(self, words: Words, form: SumFormat) -> Words:
+        """Words that have travelled."""
+        return read_words(self.unpack(self.pack(words), words.nbytes), form)
 
 
 class NoKey:
@@ -161,15 +165,14 @@ class EveryTime:
 UNSIGNED = Channel(NoKey(), NoKey())
 
 
-def words_of(update: FloatVector, coordinates: Coordinates | None, form: SumFormat) -> Words:
+def quantized(update: FloatVector, coordinates: Coordinates | None, form: SumFormat) -> Words:
     """What a client sends."""
     source = np.random.default_rng(0)
     return prepare_words(update, coordinates, form, weight=1.0, metrics={}, source=source).words
 
 
-def opened(body: bytes, form: SumFormat) -> FloatVector:
-    """What the aggregator makes of it."""
-    words = read_words(body, form)
+def opened(words: Words, form: SumFormat) -> FloatVector:
+    """What the aggregator makes of them."""
     return open_mean(words, form, pass_gates(words, form, 1, RECORDS_MAX).weight)
 
 

@@ -18,6 +18,7 @@ from shared.identity import COORDINATOR
 from shared.incoming import keys_of
 from shared.wire import framing
 from shared.wire.framing import BATCH_BYTES_MAX, FRAME_BYTES_MIN, Opener, digest_of, pack_batches, seal, split_batch
+from shared.wire.group_messages import Words
 from shared.wire.log_messages import Piece, SnapshotEntry
 from shared.wire.messages import (
     FRAME_BYTES_MAX,
@@ -107,6 +108,17 @@ def test_the_largest_piece_fits_a_frame_and_a_batch() -> None:
 
     assert len(frame) <= FRAME_BYTES_MAX
     assert split_batch(b"".join(pack_batches([frame]))) == [frame]
+
+
+@pytest.mark.parametrize("size", [0, 2**16 - 1, 2**16, PIECE_BYTES_MAX])
+def test_a_payload_is_plain_msgpack_whatever_its_size(size: int) -> None:
+    words = Words(transcript=bytes(32), participants=b"\1", part=0, parts=1, body=bytes(size))
+
+    frame = FEDERATION.seal_as("client-0", words)
+
+    payload = msgpack.packb(words.model_dump())
+    assert frame[-len(payload) :] == payload
+    assert FEDERATION.opener().open(frame).message == words
 
 
 def test_the_largest_offer_fits_a_roster() -> None:

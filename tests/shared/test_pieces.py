@@ -60,6 +60,8 @@ def test_a_piece_that_comes_again_is_a_duplicate_and_changes_nothing() -> None:
 
 def test_a_refused_piece_leaves_no_trace() -> None:
     collector = PieceCollector(8)
+    collector.buffer[:] = bytes(8)
     with pytest.raises(RemoteProtocolError, match="wrong_size"):
         collector.put(0, 1, bytes([1] * 7))
     assert bytes(collector.buffer) == bytes(8)
+    assert not collector.complete
