@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from deploy.brokers import Broker, BrokerKind, choose_broker
+from deploy.brokers import AUTO, Broker, BrokerKind, choose_broker
+from shared.errors import BrokerUnavailable, ComitiaError, SettingsError
 from tests.bench import codec, dp_sgd, ledger, masks, robust
 from tests.bench.measure import HotPath, Row, measure
 from tests.bench.report import missing, table, write_json
@@ -27,6 +28,8 @@ HOT_PATHS: dict[str, Callable[[], Iterable[HotPath]]] = {
     "ledger": ledger.hot_paths,
 }
 """A module with hot paths of its own is added here."""
+
+BROKER_DIRECTORY = Path(".comitia") / "broker"
 
 OVER_BROKER: dict[str, Callable[[Broker], Iterable[Row]]] = {"rounds": round_rows, "stages": stage_rows}
 """What is measured between real processes."""
@@ -43,6 +46,10 @@ def main(
     chosen = set(only or (*HOT_PATHS, *OVER_BROKER))
     if unknown := chosen - {*HOT_PATHS, *OVER_BROKER}:
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: there is {', '.join((*HOT_PATHS, *OVER_BROKER))}")
+    # A mistake is told before anything is measured.
+    named = None if broker == AUTO else choose_broker(broker, BROKER_DIRECTORY)
+    if named is not None and named.kind is BrokerKind.MEMORY and chosen & OVER_BROKER.keys():
+        raise SettingsError("broker: rounds and stages are measured over RabbitMQ only")
     rows: list[Row] = []
     # What needs a broker comes last: it would be busy beside the kernels.
     with threadpool_limits(1):
@@ -55,10 +62,10 @@ def main(
             rows += codec.byte_rows()
     console = Console(width=None if sys.stdout.isatty() else 200)
     if chosen & OVER_BROKER.keys():
-        with choose_broker(broker, Path(".comitia") / "broker", say=console.print) as found:
+        with named or choose_broker(AUTO, BROKER_DIRECTORY, say=console.print) as found:
             console.print(found.reason)
             if found.kind is BrokerKind.MEMORY:
-                sys.exit("bench: rounds and stages are measured over RabbitMQ only")
+                raise BrokerUnavailable("rounds and stages are measured over RabbitMQ only")
             for name, over_broker in OVER_BROKER.items():
                 if name in chosen:
                     rows += over_broker(found)
@@ -70,4 +77,8 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except ComitiaError as error:
+        typer.echo(f"bench: {error}", err=True)
+        sys.exit(error.exit_code)

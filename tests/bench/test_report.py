@@ -1,11 +1,17 @@
-"""The benchmark's table stands without peers too, says how to get them, and its JSON holds what it shows."""
+"""The benchmark's table stands without peers too, says how to get them, and its JSON holds what it shows.
+
+A mistake on its command line is one line.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from tests.bench.measure import HotPath, Row, measure
@@ -58,3 +64,15 @@ def test_table_and_json_hold_every_row(tmp_path: Path) -> None:
     assert [row["path"] for row in document["rows"]] == ["adding", "adding", "bytes"]
     assert document["rows"][2]["times_peer"] == 20.0
     assert document["machine"]["packages"]["numpy"]
+
+
+@pytest.mark.parametrize("broker", ["rabbit", "memory"])
+def test_a_broker_that_cannot_be_is_told_in_one_line_before_anything_is_measured(broker: str) -> None:
+    command = [sys.executable, "-m", "tests.bench", "--broker", broker]
+
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("bench: broker: ")
+    assert ended.stderr.count("\n") == 1
