@@ -25,7 +25,8 @@ class HotPath:
     """A path of Comitia's, what others have in its place, and what no implementation can be quicker than.
 
     A peer's run is None if the peer is not installed; `wanted` says how many times as quick as a peer we mean to be.
-    `kept` says how many bytes ours holds from one run to the next: they count as extra memory too.
+    `limit_wanted` says how many times the limit we mean to take at most, `kept` how many bytes ours holds from one run
+    to the next: they count as extra memory too.
     """
 
     name: str
@@ -34,6 +35,7 @@ class HotPath:
     limit_name: str
     limit: Run
     wanted: Mapping[str, float] = field(default_factory=dict)
+    limit_wanted: float | None = None
     kept: Callable[[], int] = int
     turns: int = TURNS
 
@@ -50,6 +52,7 @@ class Row:
     wanted: float | None = None
     limit_name: str
     limit: float
+    limit_wanted: float | None = None
     extra_bytes: int | None = None
     peer_extra_bytes: int | None = None
 
@@ -91,6 +94,7 @@ def measure(path: HotPath) -> Iterator[Row]:
             wanted=path.wanted.get(peer_name) if peer_name else None,
             limit_name=path.limit_name,
             limit=median["limit"],
+            limit_wanted=path.limit_wanted,
             extra_bytes=extra["ours"],
             peer_extra_bytes=extra.get(key),
         )

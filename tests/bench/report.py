@@ -40,7 +40,7 @@ def table(rows: Sequence[Row]) -> Table:
             _amount(row.limit, row.unit) if first else "",
             _times(row.times_peer),
             f">= {row.wanted:g}" if row.wanted else "",
-            _times(row.times_limit) if first else "",
+            _times(row.times_limit) + (f" <= {row.limit_wanted:g}" if row.limit_wanted else "") if first else "",
             _mebibytes(row.extra_bytes) if first else "",
             _mebibytes(row.peer_extra_bytes),
         )

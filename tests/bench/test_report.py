@@ -30,6 +30,7 @@ def measured() -> list[Row]:
         limit_name="nothing",
         limit=lambda: sums(10),
         wanted={"slow": 2.0},
+        limit_wanted=5_000.0,
         turns=3,
     )
     return list(measure(path))
@@ -61,6 +62,7 @@ def test_table_and_json_hold_every_row(tmp_path: Path) -> None:
     document = json.loads(file.read_text())
     assert "200 bytes" in shown
     assert ">= 2" in shown
+    assert "<= 5000" in shown
     assert [row["path"] for row in document["rows"]] == ["adding", "adding", "bytes"]
     assert document["rows"][2]["times_peer"] == 20.0
     assert document["machine"]["packages"]["numpy"]
