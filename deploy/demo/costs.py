@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from deploy.demo.meter import OF_UPDATE, Received
 from deploy.demo.sampler import Sampler
@@ -19,11 +19,12 @@ _RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 class Costs:
     """Follows one simulation. Its seconds are those of the machine it runs on, not of the virtual clock."""
 
-    def __init__(self, clients: int, *, secure: bool) -> None:
+    def __init__(self, clients: int, *, secure: bool, journal_bytes: Callable[[], int]) -> None:
         """
         Args:
             clients: of the federation.
             secure: whether its groups are of more than one.
+            journal_bytes: what the coordinator has written to its journal so far; it reads it only when it starts.
         """
         self.sampler = Sampler()
         self.at_coordinator = Received()
@@ -31,6 +32,7 @@ class Costs:
         self._coordinator_steps = 0
         self.worker_steps = 0
         self._clients = clients
+        self._journal_bytes = journal_bytes
         self._expected = clients * (len(OF_UPDATE) if secure else 2)
         self._version = 0
         self._told = 0.0
@@ -42,9 +44,10 @@ class Costs:
         self._seconds_keys = time.perf_counter() - self._began[0]
         self._began = self._begin()
 
-    def _begin(self) -> tuple[float, float, Received, Received, int, int]:
+    def _begin(self) -> tuple[float, float, Received, Received, int, int, int]:
         counted = self.at_coordinator.copy(), self.at_workers.copy()
-        return time.perf_counter(), time.process_time(), *counted, self._coordinator_steps, self.worker_steps
+        steps = self._coordinator_steps, self.worker_steps
+        return time.perf_counter(), time.process_time(), *counted, *steps, self._journal_bytes()
 
     def progress(self) -> Iterator[Note]:
         """How far the version under way is, if it is a hundredth further than when it was said last."""
@@ -64,7 +67,7 @@ class Costs:
             yield self._finished(chain.version)
 
     def _finished(self, version: int) -> Note:
-        wall, cpu, coordinator, workers, coordinator_steps, worker_steps = self._began
+        wall, cpu, coordinator, workers, coordinator_steps, worker_steps, journal_bytes = self._began
         up, down = self.at_coordinator.since(coordinator), self.at_workers.since(workers)
         fields: dict[str, object] = {
             "version": version,
@@ -77,8 +80,10 @@ class Costs:
             "deliveries_to_coordinator": up.deliveries,
             "deliveries_to_workers": down.deliveries,
             "bytes_to_coordinator": up.bytes,
+            "bytes_between_roles": up.own_bytes,
             "bytes_to_workers": down.bytes,
             "bytes_of_log": up.log_bytes,
+            "bytes_of_journal": self._journal_bytes() - journal_bytes,
             "messages": {kind.name.lower(): count for kind, count in sorted((up.messages + down.messages).items())},
             "bytes_out_per_client": up.bytes / self._clients,
             "bytes_in_per_client": down.bytes / self._clients,

@@ -15,14 +15,20 @@ from shared.wire.messages import Kind
 
 _KIND_AT = 4
 
+_BETWEEN_ROLES = (Kind.GROUP_JOB, Kind.SUM, Kind.GIVEN_UP)
+
 OF_UPDATE = (Kind.OFFER, Kind.SHARES, Kind.WORDS, Kind.AGREEMENT, Kind.REVEAL)
 """What a client sends for one update; in a group of one only its offer and its words."""
 
 
 @dataclass
 class Received:
-    """What one party, or all of one kind, has received so far."""
+    """What one party, or all of one kind, has received so far.
 
+    `own_bytes` are those of what the coordinator's roles send each other through the broker; `bytes` leaves them out.
+    """
+
+    own_bytes: int = 0
     deliveries: int = 0
     messages: Counter[Kind] = field(default_factory=Counter)
     bytes: int = 0
@@ -40,12 +46,17 @@ class Received:
             self.log_bytes += len(delivery.body)
             return
         self.deliveries += 1
-        self.bytes += len(delivery.body)
-        self.messages.update(Kind(frame[_KIND_AT]) for frame in split_batch(delivery.body))
+        kinds = [Kind(frame[_KIND_AT]) for frame in split_batch(delivery.body)]
+        self.messages.update(kinds)
+        if kinds[0] in _BETWEEN_ROLES:
+            self.own_bytes += len(delivery.body)
+        else:
+            self.bytes += len(delivery.body)
 
     def since(self, before: Received) -> Received:
         """What has come since."""
         return Received(
+            self.own_bytes - before.own_bytes,
             self.deliveries - before.deliveries,
             self.messages - before.messages,
             self.bytes - before.bytes,
@@ -54,7 +65,7 @@ class Received:
 
     def copy(self) -> Received:
         """As it is now."""
-        return Received(self.deliveries, self.messages.copy(), self.bytes, self.log_bytes)
+        return Received(self.own_bytes, self.deliveries, self.messages.copy(), self.bytes, self.log_bytes)
 
     def update_messages(self) -> int:
         """How many messages of `OF_UPDATE` there were."""

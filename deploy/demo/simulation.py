@@ -35,6 +35,7 @@ from shared.privacy.entropy import SecureSource
 from shared.telemetry import Telemetry
 from shared.transport.memory import MemoryBroker, MemoryTransport
 from shared.transport.port import Transport, TransportEvent
+from shared.wire.topology import Names
 from shared.workloads.loading import load_workload
 from worker.service import Identity, WorkerService
 from worker.state import ClientState
@@ -84,10 +85,11 @@ class Simulation:
         Raises:
             ComitiaError: the options cannot be run, or the run stalled.
         """
-        self._costs = costs = Costs(self.options.clients, secure=self.options.group_size > 1)
+        self._broker = MemoryBroker(lambda: self.now)
+        secure = self.options.group_size > 1
+        self._costs = costs = Costs(self.options.clients, secure=secure, journal_bytes=self._journal_bytes)
         keys = make_simulated_keys(FEDERATION, self.options.clients)
         self._members = Membership(keys.signed, keys.enrolment)
-        self._broker = MemoryBroker(lambda: self.now)
         costs.keys_made()
         coordinator, inbox = self._make_coordinator(keys)
         made = (self._make_process(keys, share) for share in self.options.shares(keys.clients))
@@ -136,6 +138,10 @@ class Simulation:
         # Timers of before stay: they lead to a step in which nothing is due.
         heapq.heappush(self._timers, (process.service.next_wakeup(), process.number))
         return bool(arrived)
+
+    def _journal_bytes(self) -> int:
+        journal = Names(FEDERATION).journal
+        return sum(size for (_, key), size in self._broker.published_bytes.items() if key == journal)
 
     def _summary(self, coordinator: CoordinatorService) -> Note:
         chain, finished = coordinator.log.chain, coordinator.finished

@@ -100,6 +100,8 @@ def check_counts(version: dict[str, Any]) -> None:
     assert version["worker_steps"] <= 80
     assert version["seconds"] > 0
     assert version["cpu_seconds"] > 0
+    assert version["bytes_of_journal"] > 200 * 300
     # 1,000 coordinates in 16-bit words, and what goes round them.
-    assert 3_000 <= version["bytes_out_per_client"] <= 6_500
-    assert 3_000 <= version["bytes_in_per_client"] <= 6_500
+    assert 4_100 <= version["bytes_out_per_client"] <= 4_500
+    assert 5_200 <= version["bytes_in_per_client"] <= 5_600
+    assert version["bytes_between_roles"] < 400 * 200
