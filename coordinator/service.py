@@ -47,7 +47,7 @@ from coordinator.outage_clock import OutageClock
 from coordinator.scheduler.rounds import BY_OPERATOR, Scheduler
 from coordinator.status.record import RunRecord
 from coordinator.summing.stage import SummingStage
-from shared.crypto.signing import VERIFICATION_CACHE_ENTRIES, SigningKey, VerificationCache
+from shared.crypto.signing import SigningKey, VerificationCache
 from shared.effects import Append, Effect, Note, Receipt, Settle, note
 from shared.errors import BrokerUnavailable
 from shared.identity import COORDINATOR
@@ -90,9 +90,6 @@ SUMS_PREFETCH = 65_535
 """Sums stay unsettled until their draw is closed; they are bounded by the draw."""
 
 STAGE_PREFETCH = 64
-SIGNATURES_PER_CLIENT = 4
-"""An offer is verified when it comes, and again when its group is opened, after what all others have sent meanwhile."""
-
 LOG_PREFETCH = 32
 TICK_S = 0.25
 
@@ -149,8 +146,7 @@ class CoordinatorService:
         self._names = Names(plan.federation)
         self._transport = transport
         self._output = output
-        verified = VerificationCache(max(VERIFICATION_CACHE_ENTRIES, SIGNATURES_PER_CLIENT * len(self._clients)))
-        self._opener = Opener(plan.federation_id, keys_of(members), verified)
+        self._opener = Opener(plan.federation_id, keys_of(members), VerificationCache.for_clients(len(self._clients)))
         self._stage_id = f"stage-{session.hex()[:12]}"
         self._session = session
         self._clock_us = clock_us

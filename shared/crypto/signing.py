@@ -28,6 +28,8 @@ SIGNATURE_BYTES = 64
 VERIFICATION_CACHE_ENTRIES = 4096
 """Enough for every offer, share and agreement of a version with hundreds of clients; 32 bytes each, plus the dict."""
 
+_SIGNATURES_PER_CLIENT = 4
+
 _TAG = b"comitia/1/"
 _SECRET_FILE_BYTES_MAX = 16 * 1024
 
@@ -132,6 +134,14 @@ class VerificationCache:
     def __init__(self, entries_max: int = VERIFICATION_CACHE_ENTRIES) -> None:
         self._entries_max = entries_max
         self._verified: OrderedDict[bytes, None] = OrderedDict()
+
+    @classmethod
+    def for_clients(cls, clients: int) -> VerificationCache:
+        """One for whoever hears all of them.
+
+        An offer is verified when it comes, and again when its group is opened, after all that came meanwhile.
+        """
+        return cls(max(VERIFICATION_CACHE_ENTRIES, _SIGNATURES_PER_CLIENT * clients))
 
     def verify(self, key: VerifyingKey, purpose: Purpose, signature: bytes, *message: bytes | memoryview) -> None:
         """Do what `VerifyingKey.verify` does, or nothing if exactly this was verified before.

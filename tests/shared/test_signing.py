@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.crypto.signing import (
+    VERIFICATION_CACHE_ENTRIES,
     Purpose,
     SigningKey,
     VerificationCache,
@@ -219,3 +220,11 @@ def test_files_that_are_no_ed25519_keys_are_refused(tmp_path: Path) -> None:
 def test_a_public_key_survives_its_file(tmp_path: Path) -> None:
     save_verifying_key(tmp_path / "a.pub", key().public)
     assert load_verifying_key(tmp_path / "a.pub") == key().public
+
+
+def test_who_hears_many_clients_remembers_the_offers_of_all() -> None:
+    key, cache = SigningKey.from_seed(bytes(32)), VerificationCache.for_clients(2_000)
+    for number in range(2 * VERIFICATION_CACHE_ENTRIES):
+        cache.made(key, Purpose.MESSAGE, bytes(64), number.to_bytes(4, "little"))
+
+    assert len(cache) == 8_000 < 2 * VERIFICATION_CACHE_ENTRIES
