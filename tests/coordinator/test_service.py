@@ -10,8 +10,9 @@ from coordinator.outage_clock import OutageClock
 from shared.errors import BrokerUnavailable, PlanError, RefusalReason
 from shared.modellog.chain import GENESIS
 from shared.transport.port import Connected, Disconnected, Outcome, Refused
-from shared.wire.framing import pack_batches
-from shared.wire.log_messages import TermEntry
+from shared.wire.framing import pack_batches, split_batch
+from shared.wire.journal_messages import Record
+from shared.wire.log_messages import ChangeEntry, DrawEntry, TermEntry, VoidEntry
 from shared.wire.messages import Kind, Status
 from tests.builders import make_offer, make_status
 from tests.simulation.federation import FederationRun
@@ -41,6 +42,39 @@ def test_only_the_log_and_the_lease_are_consumed_before_office() -> None:
     assert consumed() == [names.log]
     run.run(until=lambda: run.version == 0)
     assert consumed()[1:] == [names.offers, names.stage(f"stage-{1:032x}"[:18]), names.groups, names.sums]
+
+
+def test_a_successor_reads_the_log_then_the_journal_and_only_then_the_rest() -> None:
+    run = FederationRun()
+    run.run(until=lambda: run.version == 2)
+    run.crash_coordinator()
+    run.run(until=lambda: run.count("in_office") == 2)
+    names = run.keys.names
+
+    consumed = [entry[1] for entry in run.coordinator_history if entry[0] == "consume"]
+    assert consumed[:2] == [names.log, names.journal]
+    assert consumed[2:] == [names.stage(f"stage-{4:032x}"[:18]), names.groups, names.sums, names.offers]
+    assert names.journal not in run.coordinator_transport.seat.subscriptions
+    assert run.count("journal_is_behind") == 0
+
+
+def test_every_draw_and_change_stands_behind_its_record() -> None:
+    run = FederationRun()
+    run.run()
+
+    names, opener = run.keys.names, run.keys.opener()
+    recorded: set[bytes] = set()
+    entries = 0
+    for kind, key, *body in run.coordinator_history:
+        if kind != "publish" or key not in (names.log, names.journal):
+            continue
+        for opened in map(opener.open, split_batch(body[0])):
+            if isinstance(opened.message, Record):
+                recorded.add(opened.message.entry)
+            elif isinstance(opened.message, DrawEntry | ChangeEntry | VoidEntry):
+                assert opened.digest in recorded
+                entries += 1
+    assert entries == len(recorded) == 10
 
 
 def test_everything_is_settled_when_a_run_is_over() -> None:
@@ -193,5 +227,7 @@ def test_a_broker_that_refuses_entries_of_the_log_ends_the_session() -> None:
     run.coordinator.step([elsewhere], run.now)
     assert [note.event for note in run.notes][-1] == "publish_refused"
 
-    with pytest.raises(BrokerUnavailable, match=r"the broker refuses entries of the model log .*: no permission"):
-        run.coordinator.step([Refused(2, run.keys.names.log, "no permission")], run.now)
+    names = run.keys.names
+    for stream, what in ((names.log, "entries of the model log"), (names.journal, "records of the journal")):
+        with pytest.raises(BrokerUnavailable, match=f"the broker refuses {what} .*: no permission"):
+            run.coordinator.step([Refused(2, stream, "no permission")], run.now)
