@@ -17,10 +17,10 @@ import numpy as np
 
 from coordinator.aggregator.arriving import SumCollector
 from coordinator.aggregator.buffer import Aggregator
+from coordinator.arrivals import event_of
 from coordinator.control import RunControl
 from coordinator.enrolment import Enrolment
 from coordinator.events import (
-    ControlArrived,
     CoordinatorEffect,
     DirectoryArrived,
     EntryAccepted,
@@ -29,11 +29,8 @@ from coordinator.events import (
     Event,
     Finish,
     GroupReplyArrived,
-    JobArrived,
     KeepModel,
-    OfferArrived,
     StatusArrived,
-    SumArrived,
     Tell,
     Tick,
     TookOffice,
@@ -51,7 +48,7 @@ from shared.crypto.signing import SigningKey, VerificationCache
 from shared.effects import Append, Effect, Note, Receipt, Settle, note
 from shared.errors import BrokerUnavailable
 from shared.identity import COORDINATOR
-from shared.incoming import Received, keys_of, open_delivery, transport_note, unexpected
+from shared.incoming import keys_of, open_delivery, transport_note, unexpected
 from shared.membership import Membership
 from shared.modellog.reader import Accepted, LogEvent, LogReader, Skipped
 from shared.outgoing import Outgoing
@@ -67,9 +64,8 @@ from shared.transport.port import (
     TransportEvent,
 )
 from shared.wire.framing import Opener, seal
-from shared.wire.group_messages import Agreement, GivenUp, GroupJob, Reveal, Shares, Sum, Words
 from shared.wire.log_messages import DirectoryEntry, Entry
-from shared.wire.messages import Candidacy, Control, Message, Offer, Status
+from shared.wire.messages import Candidacy, Message
 from shared.wire.topology import (
     Names,
     client_queue,
@@ -295,31 +291,13 @@ class CoordinatorService:
             if isinstance(one.opened.message, Candidacy) and delivery.queue == self._names.offers:
                 effects.append(Settle(one.receipt))
                 continue
-            event = self._event_of(one, delivery.queue)
+            event = event_of(one, delivery.queue, self._names, self._stage_id, self._clock_us)
             if event is None:
                 effects += unexpected(one, f"in {delivery.queue}")
                 continue
             if isinstance(event, StatusArrived | GroupReplyArrived):
                 effects.append(Settle(one.receipt))
             yield event
-
-    def _event_of(self, one: Received, queue: str) -> Event | None:
-        opened = one.opened
-        match opened.message:
-            case Offer() as offer if queue == self._names.offers:
-                return OfferArrived(opened.sender, offer, opened.digest, opened.frame, one.receipt)
-            case Status() as status if queue == self._names.offers:
-                return StatusArrived(opened.sender, status, opened.frame)
-            case Control() as control if queue == self._names.offers:
-                return ControlArrived(control, self._clock_us(), one.receipt)
-            case GroupJob() as job if queue == self._names.groups:
-                return JobArrived(job, one.receipt)
-            case Sum() | GivenUp() as end if queue == self._names.sums:
-                return SumArrived(end, one.receipt)
-            case Shares() | Words() | Agreement() | Reveal() as reply if queue == self._names.stage(self._stage_id):
-                return GroupReplyArrived(opened.sender, reply, opened.frame)
-            case _:
-                return None
 
     def _follow(self, event: LeaseEvent, effects: list[Effect], now: float) -> Iterator[Event]:
         for effect in self._lease.handle(event, now):
