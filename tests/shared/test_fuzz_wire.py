@@ -39,6 +39,7 @@ from shared.wire.group_messages import (
     Unmask,
     Words,
 )
+from shared.wire.journal_messages import Record
 from shared.wire.log_messages import DirectoryEntry, Mark, Piece, RunEntry
 from shared.wire.messages import Candidacy, Control, Kind, Message, PublicKeys, Reminder, Role, RunState, Task
 from shared.wire.registry import MESSAGE_TYPES
@@ -90,6 +91,7 @@ def genuine_messages() -> list[Message]:
         Mark(session=bytes(16)),
         Control(run=RunState.PAUSED, issued_us=7),
         Candidacy(session=bytes(16)),
+        Record(entry=bytes(32), state=(bytes(32),), optimizer=None),
         Reminder(client="client-0", frame=FEDERATION.seal_as("client-0", offer)),
     ]
 
