@@ -25,6 +25,8 @@ from shared.transport.outbox import Outbox, Pending
 from shared.transport.port import Blocked, Confirmed, Refused, Sink, Topology, TransportEvent
 
 _NOT_FOUND = 404
+# RabbitMQ's words, behind a 404, for a queue that is there but not up yet, as a stream is behind a restart.
+_NOT_UP_YET = "is down or inaccessible"
 _TRANSIENT, _PERSISTENT = 1, 2
 # Why publishing stands still: the broker's resource alarm, or an exchange or queue that is not there (yet).
 _ALARM, _MISSING = "alarm", "missing"
@@ -33,11 +35,15 @@ _CLOSED = "the transport is closed"
 
 @dataclass(slots=True, eq=False)
 class _Declaration:
-    """One topology on its way to the broker; `done` once it has been there, `failure` if it was refused at first."""
+    """One topology on its way to the broker; `done` once it has been there, `failure` if it was refused at first.
+
+    `waits_for` says what the broker has not got up yet.
+    """
 
     topology: Topology
     done: bool = False
     failure: str | None = None
+    waits_for: str = ""
 
 
 class Publisher:
@@ -96,7 +102,7 @@ class Publisher:
             if declaration.done:
                 return
             self._declarations = [other for other in self._declarations if other is not declaration]
-            reason = declaration.failure or f"no answer within {timeout_s:.0f} s"
+            reason = declaration.failure or declaration.waits_for or f"no answer within {timeout_s:.0f} s"
         raise BrokerUnavailable(f"the broker did not accept the declaration of queues and exchanges: {reason}")
 
     def drain(self, timeout_s: float) -> None:
@@ -168,7 +174,8 @@ class Publisher:
         if connection is None or not connection.is_open:
             return
         self._declaring = False
-        if isinstance(error, exceptions.ChannelClosedByBroker) and declaration.done:
+        if isinstance(error, exceptions.ChannelClosedByBroker) and (declaration.done or _will_pass(error)):
+            declaration.waits_for = describe(error)
             self._stand_still(_MISSING, describe(error))
             self._retry(self._declare_next)
             return
@@ -296,6 +303,10 @@ class Publisher:
         reason = self._standstill.pop(cause, None)
         if reason is not None:
             self._sink([Blocked(False, reason)])
+
+
+def _will_pass(error: exceptions.ChannelClosedByBroker) -> bool:
+    return error.reply_code == _NOT_FOUND and _NOT_UP_YET in error.reply_text
 
 
 def declare_topology(channel: Channel, topology: Topology) -> None:
