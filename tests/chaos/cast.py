@@ -14,6 +14,8 @@ from tests.integration.federation import LiveFederation, LoggingProcess
 
 CLIENTS = 8
 HEARTBEAT_S = 2
+# A broker that is killed, and killed again while it starts, may be away for long.
+CONNECTION = {"broker_heartbeat_s": HEARTBEAT_S, "broker_start_timeout_s": 180}
 END_S = 40.0
 
 RECORD_PRIVACY = {"level": "record", "noise_multiplier": 1.0, "delta": 1e-4, "nominal_records": 180}
@@ -94,7 +96,7 @@ def settings(rounds: int, privacy: Mapping[str, Any] | None) -> dict[str, Any]:
     """Of a federation in secure groups of four, two of which are drawn, and whose sums are made by stages."""
     return {
         "roles": ["scheduler", "aggregator"],
-        "broker_heartbeat_s": HEARTBEAT_S,
+        **CONNECTION,
         "group_size": 4,
         "max_colluders": 1,
         "weight_records_max": 400,
@@ -148,10 +150,10 @@ class Cast:
         self.parts = [leading, *others, BrokerPart(nodes)]
 
     def _start_stage(self) -> LoggingProcess:
-        return self.federation.start_stage(broker_heartbeat_s=HEARTBEAT_S)
+        return self.federation.start_stage(**CONNECTION)
 
     def _starts_worker(self, share: tuple[str, ...]) -> Callable[[], LoggingProcess]:
-        return lambda: self.federation.start_worker(*share, broker_heartbeat_s=HEARTBEAT_S)
+        return lambda: self.federation.start_worker(*share, **CONNECTION)
 
     @property
     def versions(self) -> int:

@@ -54,12 +54,12 @@ class Vandal:
 
     def _do_one(self, now: float) -> None:
         away = [part for _, _, part in self._due]
-        here = [part for part in self.cast.parts if part not in away and part.at_work()]
+        # The kind first: a broker is not killed more often because everybody else is still starting.
+        (kind,) = self.chance.choices(list(CHANCES), list(CHANCES.values()))
+        here = [part for part in self.cast.parts if part.kind == kind and part not in away and part.at_work()]
         if not here:
             return
-        kinds = {part.kind for part in here}
-        kind = self.chance.choices(sorted(kinds), [CHANCES[kind] for kind in sorted(kinds)])[0]
-        part = self.chance.choice([part for part in here if part.kind == kind])
+        part = self.chance.choice(here)
         (deed,) = self.chance.choices(list(DEEDS), list(DEEDS.values()))
         if deed == "restart" and kind == "broker":
             deed = "kill"
