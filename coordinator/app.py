@@ -23,7 +23,7 @@ from shared.effects import note
 from shared.errors import DirectoryError
 from shared.garbage import spare_collections
 from shared.inbox import Inbox
-from shared.membership import Membership, load_membership
+from shared.membership import Membership, load_membership, read_signed
 from shared.plan import Plan
 from shared.stopping import StopSignal
 from shared.telemetry import Telemetry
@@ -101,7 +101,8 @@ class _Sessions:
         self._plan = plan_of(self._settings, members.directory, self._workload)
         self._evaluator = Evaluator(self._workload, self._plan.float_buffers)
         self._files = ModelFiles(settings.output_dir, self._workload, self._plan.float_buffers)
-        self._directory_file = DirectoryFile(settings.federation_dir / DIRECTORY_FILE)
+        self._directory_path = settings.federation_dir / DIRECTORY_FILE
+        self._directory_file = DirectoryFile(self._directory_path)
         self._telemetry = Telemetry(process="coordinator", federation=self._plan.federation)
         self._announced = False
 
@@ -113,6 +114,7 @@ class _Sessions:
 
     def _hold_session(self, stop: StopSignal) -> CoordinatorService | None:
         """One session to its end; None if another coordinator has taken over."""
+        self._look_at_directory()
         inbox: Inbox[CoordinatorItem] = Inbox()
         output = EvaluationThread(self._evaluator, self._files, lambda finished: inbox.put([finished]))
         # Connections of its own: with them go the session's consumers, and what it had not published yet.
@@ -132,6 +134,13 @@ class _Sessions:
             transport.close(drain_s)
             output.close()
         return service
+
+    def _look_at_directory(self) -> None:
+        """A newer directory that the session before had not written to the log yet is this one's to write."""
+        try:
+            self._members.adopt(read_signed(self._directory_path))
+        except DirectoryError as error:
+            self._telemetry.note(note("directory_refused", "error", reason=str(error)))
 
     def _make_service(self, transport: RabbitMqTransport, output: EvaluationThread) -> CoordinatorService:
         return CoordinatorService(
