@@ -15,7 +15,7 @@ from shared.inbox import Inbox
 from shared.transport.memory import MemoryTransport
 from shared.wire.log_messages import ChangeEntry, TermEntry
 from shared.wire.messages import RunState
-from tests.simulation.federation import FederationRun
+from tests.simulation.federation import FederationRun, pushed_away
 from tests.simulation.test_run_control import steer
 from tests.simulation.test_simulation import check_versions
 
@@ -158,3 +158,17 @@ def test_a_run_that_is_over_is_over_for_those_who_wait() -> None:
     assert run.coordinator.finished is not None
     assert run.version == run.plan.round.rounds
     assert (run.coordinator.log.weights == weights).all()
+
+
+def test_a_run_that_stopped_early_is_not_begun_anew_by_who_waits() -> None:
+    run = FederationRun(plan={"round": {"rounds": 60}, "steering": {"stop_patience": 4}})
+    run.tamper = lambda trained: trained if run.version < 2 else pushed_away(trained)
+    second = one_more(run)
+    run.run(each_turn=lambda: second.step(run))
+    stopped_at = run.version
+    run.coordinator_transport.close()
+    replace_by(run, second)
+    run.run()
+
+    assert run.coordinator.finished is not None
+    assert run.version <= stopped_at + 2
