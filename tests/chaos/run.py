@@ -63,12 +63,11 @@ def run_chaos(
             kills = round(KILLS_PER_MINUTE * seconds / 60)
             vandal.rampage(seconds, kills, lambda: watch.look(ledgers(federation.root, federation.clients)))
             recovered_s = wait_for_versions(cast, AFTERWARDS, AFTERWARDS_S)
-            for process in federation.processes:
-                process.kill()
+            federation.end()
             watch.look(ledgers(federation.root, federation.clients))
             return judge(federation, vandal, watch, recovered_s)
         finally:
-            federation.close()
+            federation.end()
 
 
 def run_undisturbed(root: Path, versions: int, private: bool) -> float:
@@ -83,7 +82,7 @@ def run_undisturbed(root: Path, versions: int, private: bool) -> float:
             assert coordinator.wait(3600.0) == 0, coordinator.tail()
             return accuracy_of(federation.read_log()[0])
         finally:
-            federation.close()
+            federation.end()
 
 
 def make_federation(root: Path, nodes: BrokerNodes, rounds: int, private: bool) -> LiveFederation:

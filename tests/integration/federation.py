@@ -186,10 +186,14 @@ class LiveFederation:
                 transport.settle(delivery)
         return reader, entries
 
-    def close(self) -> None:
-        """End all processes, remove the federation from the broker."""
+    def end(self) -> None:
+        """End all processes; for a broker that goes with them."""
         for process in self.processes:
             process.kill()
+
+    def close(self) -> None:
+        """End all processes, remove the federation from the broker."""
+        self.end()
         topology = federation_topology(self.names, self.clients, 0)
         with self.channel() as channel:
             for queue in topology.queues:

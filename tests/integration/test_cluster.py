@@ -54,4 +54,4 @@ def test_a_cluster_that_loses_a_node_in_mid_round_loses_nothing(
         changes = [entry.version for entry in federation.read_log()[1] if isinstance(entry, ChangeEntry)]
         assert changes == list(range(1, ROUNDS + 1))
     finally:
-        federation.close()
+        federation.end()
