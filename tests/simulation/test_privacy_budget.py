@@ -37,7 +37,7 @@ def private(monkeypatch: pytest.MonkeyPatch) -> None:
         return Terms(charge=RecordCharge(noise_multiplier=SIGMA, sampling_rate=1.0, steps=1), delta=DELTA)
 
     monkeypatch.setattr("worker.client.terms_of", terms_of)
-    monkeypatch.setattr("worker.service.terms_of", terms_of)
+    monkeypatch.setattr("worker.plan_check.terms_of", terms_of)
 
 
 def run(budgets: list[float | None], rounds: int, *, requiring: Sequence[str | None] = ()) -> list[Any]:
@@ -101,7 +101,7 @@ def test_with_the_budget_of_all_planned_rounds_nobody_ends_early() -> None:
 
 
 def test_a_plan_without_the_privacy_that_a_client_requires_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.service.terms_of", lambda plan: Terms())
+    monkeypatch.setattr("worker.plan_check.terms_of", lambda plan: Terms())
     notes = run([None] * CLIENTS, 2, requiring=[None, None, None, "record"])
 
     (told,) = [note.fields for note in notes if note.event == "client_policy"]

@@ -19,7 +19,7 @@ from shared.privacy.charges import RecordCharge
 from shared.transport.memory import MemoryTransport
 from shared.wire.framing import split_batch
 from shared.wire.messages import Kind
-from worker import client, service
+from worker import client, plan_check
 from worker.budget import Terms
 from worker.storage import DirectoryStorage
 
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     terms = Terms(charge=RecordCharge(noise_multiplier=1.0, sampling_rate=1.0, steps=1))
     replaced: dict[Any, dict[str, Any]] = {
         client: {"terms_of": lambda plan: terms},
-        service: {"terms_of": lambda plan: terms},
+        plan_check: {"terms_of": lambda plan: terms},
         simulation: {
             "MemoryStorage": lambda: DirectoryStorage(folder / next(names)),
             "MemoryTransport": SocketTransport,
