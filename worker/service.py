@@ -27,6 +27,7 @@ from shared.wire.messages import Message, Offer, Reminder, Task
 from shared.wire.topology import Names, client_queue, log_queue, talk_queue
 from worker.budget import Spending
 from worker.client import ClientMachine
+from worker.dealing import Entropy
 from worker.events import (
     ChargeRun,
     CounterRaised,
@@ -98,6 +99,7 @@ class WorkerService:
         telemetry: Telemetry,
         keep_directory: Callable[[Membership], None],
         encode: Encode = prepare_words,
+        entropy: Entropy = secrets.token_bytes,
     ) -> None:
         """
         Args:
@@ -110,6 +112,7 @@ class WorkerService:
             telemetry: takes the machines' notes.
             keep_directory: makes a newer directory of the log durable, before anything that follows it leaves.
             encode: makes the words of an update.
+            entropy: fresh random bytes of a cryptographic generator: keys, seeds and nonces come from it.
         """
         self._members = identity.members
         self._kept = identity.members.signed
@@ -120,6 +123,7 @@ class WorkerService:
         self._transport = transport
         self._prepare = prepare
         self._encode = encode
+        self._entropy = entropy
         self._training: Training | None = None
         self._opener = Opener(directory.federation_id, keys_of(identity.members), VerificationCache())
         self.log = LogReader(self._opener, identity.members)
@@ -154,14 +158,14 @@ class WorkerService:
             self._identity.policy,
             rounding=self._rounding,
             encode=self._encode,
-            entropy=secrets.token_bytes,
+            entropy=self._entropy,
         )
         machine = ClientMachine(
             seat,
             self._names,
             self.log,
             member,
-            entropy=secrets.token_bytes,
+            entropy=self._entropy,
             sequence=self._sequence,
             spending=Spending(state.charges, self._identity.policy.privacy_budget),
             counter=state.counter,

@@ -235,6 +235,10 @@ class MemoryStorage:
     def close(self) -> None:
         """Do nothing: the disk outlives its holder."""
 
+    def synced(self, name: str) -> bytes | None:
+        """What would be left of a file if the power failed now and nothing was written back; None if it has no name."""
+        return self._durable.get(name)
+
     def crash(self, chance: random.Random | None = None) -> None:
         """Lose power: files fall back to what was synced.
 

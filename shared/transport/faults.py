@@ -1,8 +1,8 @@
 """What may go wrong between a client and the in-process broker, when, and in what order?
 
 Everything is drawn from one seed and happens in virtual time, so a run of a simulation can be repeated exactly. AMQP
-keeps the order within one direction of one connection, and so does a `Line`: a delayed message holds up those behind
-it. Between lines nothing is ordered.
+keeps the order of one publisher, and of one queue toward one consumer, and so does a `Line`: a delayed message holds up
+those behind it. Between lines nothing is ordered: each queue of a broker sends at its own pace.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ class Faults:
     """Probabilities, each in [0, 1], and their bounds in seconds of virtual time.
 
     `delay`: a frame takes up to `delay_max_s` on its way to or from the broker. `duplicate`: a publish is taken twice.
+    `lost_confirm`: the connections break behind a publish that was taken, before its confirm is on its way.
     `drop_transient`: a transient message is confirmed and lost. `connection_loss`: a publish or a settlement is
     followed by the loss of its client's connections for up to `outage_max_s`; any number of the frames on their way to
     the broker still arrive, none of those on their way back do.
@@ -30,6 +31,7 @@ class Faults:
     seed: int
     delay: float = 0.0
     delay_max_s: float = 1.0
+    lost_confirm: float = 0.0
     duplicate: float = 0.0
     drop_transient: float = 0.0
     connection_loss: float = 0.0
@@ -37,50 +39,59 @@ class Faults:
 
     def __post_init__(self) -> None:
         """Refuse what is not a probability or a duration."""
-        chances = (self.delay, self.duplicate, self.drop_transient, self.connection_loss)
+        chances = (self.delay, self.lost_confirm, self.duplicate, self.drop_transient, self.connection_loss)
         if not all(0 <= chance <= 1 for chance in chances) or self.delay_max_s < 0 or self.outage_max_s < 0:
             raise LocalProtocolError("faults are probabilities in [0, 1] and durations of at least zero")
 
     @property
     def takes_time(self) -> bool:
         """Whether anything is ever late, so that a clock is needed."""
-        return self.delay > 0 or self.connection_loss > 0
+        return self.delay > 0 or self.connection_loss > 0 or self.lost_confirm > 0
 
 
 class Dice:
-    """Draws from `Faults`; without any, nothing ever happens."""
+    """Draws from `Faults`; without any, nothing ever happens. `happened` counts what did, by the fault's name."""
 
-    def __init__(self, faults: Faults | None) -> None:
+    def __init__(self, faults: Faults | None, happened: Counter[str]) -> None:
         self._faults = faults or Faults(seed=0)
         self._random = random.Random(self._faults.seed)
+        self._happened = happened
 
     def delay_s(self) -> float:
         """How long one frame is under way."""
-        return self._random.uniform(0, self._faults.delay_max_s) if self._happens(self._faults.delay) else 0.0
+        late = self._happens(self._faults.delay, "delay")
+        return self._random.uniform(0, self._faults.delay_max_s) if late else 0.0
 
     def outage_s(self) -> float:
         """How long a lost connection stays away."""
-        return self._random.uniform(0, self._faults.outage_max_s) if self._faults.connection_loss else 0.0
+        lossy = self._faults.connection_loss or self._faults.lost_confirm
+        return self._random.uniform(0, self._faults.outage_max_s) if lossy else 0.0
 
     def duplicates(self) -> bool:
         """Whether this publish is taken twice."""
-        return self._happens(self._faults.duplicate)
+        return self._happens(self._faults.duplicate, "duplicate")
 
     def drops(self) -> bool:
         """Whether this transient message is lost."""
-        return self._happens(self._faults.drop_transient)
+        return self._happens(self._faults.drop_transient, "drop_transient")
 
     def disconnects(self) -> bool:
         """Whether the connection breaks now."""
-        return self._happens(self._faults.connection_loss)
+        return self._happens(self._faults.connection_loss, "connection_loss")
+
+    def loses_confirm(self) -> bool:
+        """Whether the connection breaks between taking a publish over and confirming it."""
+        return self._happens(self._faults.lost_confirm, "lost_confirm")
 
     def survivors(self, frames: int) -> int:
         """How many of the frames under way to the broker arrive although the connection breaks."""
         return self._random.randint(0, frames)
 
-    def _happens(self, chance: float) -> bool:
+    def _happens(self, chance: float, fault: str) -> bool:
         # No draw for what cannot happen: turning one fault off leaves the others' sequence alone.
-        return chance > 0 and self._random.random() < chance
+        happens = chance > 0 and self._random.random() < chance
+        self._happened[fault] += happens
+        return happens
 
 
 @dataclass(slots=True, eq=False)

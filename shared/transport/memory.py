@@ -65,7 +65,7 @@ class MemoryTransport:
             self._check_open()
             if queue.name in self.seat.subscriptions:
                 raise LocalProtocolError(f"{queue.name} is consumed already")
-            subscription = Subscription(self.seat, queue, prefetch, start)
+            subscription = Subscription(self.seat, queue, prefetch, start, self.seat.new_line())
             self.seat.subscriptions[queue.name] = subscription
             self._broker.attach(subscription)
 

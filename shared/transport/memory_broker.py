@@ -53,6 +53,7 @@ class MemoryBroker:
         self._alarm: str | None = None
         self._published_bytes: Counter[tuple[str, str]] = Counter()
         self._published_messages: Counter[tuple[str, str]] = Counter()
+        self.happened: Counter[str] = Counter()
         self.inject(faults)
 
     # -- for tests and simulations ---------------------------------------------------------------------------------
@@ -62,7 +63,7 @@ class MemoryBroker:
         if faults is not None and faults.takes_time and not self.virtual:
             raise LocalProtocolError("faults that take time need a clock")
         with self.lock:
-            self._dice = Dice(faults)
+            self._dice = Dice(faults, self.happened)
 
     def next_event_at(self) -> float | None:
         """Virtual time of the next thing that is delayed, or None."""
@@ -118,6 +119,11 @@ class MemoryBroker:
         with self.lock:
             return self._dispatch.depth(queue)
 
+    def entries(self, stream: str, first: int) -> list[tuple[int, bytes]]:
+        """Offsets and bodies of a stream's kept entries from offset `first` on, whatever connections do."""
+        with self.lock:
+            return self._dispatch.entries(stream, first)
+
     @property
     def published_bytes(self) -> Counter[tuple[str, str]]:
         """Body bytes taken so far by (exchange, routing key), duplicates included."""
@@ -168,8 +174,11 @@ class MemoryBroker:
         """Send what waits in a client's outbox, if it can be sent now."""
         if not seat.connected or self._alarm is not None or seat.missing_exchange is not None:
             return
-        taken = seat.outbox.take()
+        taken, channel = seat.outbox.take(), seat.channel
         for pending in taken:
+            if seat.channel != channel:
+                # Lost with the first of them: the outbox has the others again, and has sent them if it could.
+                return
             seat.last_tag += 1
             seat.publishes.send(partial(self._arrive, seat, (seat.channel, seat.last_tag), pending))
         if taken:
@@ -248,6 +257,9 @@ class MemoryBroker:
         refusal = self._accept(seat, pending)
         if refusal is None and self._dice.duplicates():
             self._accept(seat, pending)
+        if self._dice.loses_confirm():
+            self._disconnect(seat, "the connection was lost before a confirm", self._dice.outage_s())
+            return
         seat.confirms.send(partial(self._confirm, seat, channel_tag, refusal))
 
     def _confirm(self, seat: Seat, channel_tag: tuple[int, int], refusal: str | None) -> None:

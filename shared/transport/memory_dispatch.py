@@ -37,6 +37,13 @@ class Dispatch:
         unsettled = sum(len(consumer.unsettled) for consumer in self._consumers.get(name, ()))
         return len(found) + len(found.undead) + unsettled
 
+    def entries(self, name: str, first: int) -> list[tuple[int, bytes]]:
+        """Kept entries of a stream from an offset on; none if there is no such stream."""
+        found = self._queues.get(name)
+        if not isinstance(found, Stream):
+            return []
+        return [(offset, message.body) for offset, message in found.read(first, found.end - first)]
+
     def waiting(self, queue: Queue) -> Depth | None:
         """See `Transport.depths`."""
         found = self._queues.get(queue.name)
@@ -172,7 +179,7 @@ class Dispatch:
             )
             for offset, message in entries
         )
-        consumer.seat.deliveries.send(partial(self._hand_over, consumer, consumer.generation, deliveries))
+        consumer.line.send(partial(self._hand_over, consumer, consumer.generation, deliveries))
 
     def _hand_over(self, consumer: Subscription, generation: int, deliveries: tuple[Delivery, ...]) -> None:
         if generation != consumer.generation or not consumer.seat.connected:

@@ -1,6 +1,6 @@
 """What does the in-process broker know about one of its clients?
 
-A seat is the client's outbox, its subscriptions and the four lines between it and the broker. It decides nothing:
+A seat is the client's outbox, its subscriptions and the lines between it and the broker. It decides nothing:
 `shared.transport.memory_broker` does, under its one lock.
 """
 
@@ -18,12 +18,16 @@ from shared.transport.port import Confirmed, Queue, Refused, Sink, StreamStart, 
 
 @dataclass(slots=True, eq=False)
 class Subscription:
-    """One consumer. `generation` rises whenever it is attached anew, so that stale deliveries are known as such."""
+    """One consumer, with its queue's way to it.
+
+    `generation` rises whenever it is attached anew, so that stale deliveries are known as such.
+    """
 
     seat: Seat
     queue: Queue
     prefetch: int
     start: StreamStart | None
+    line: Line
     attached: bool = False
     generation: int = 0
     last_tag: int = 0
@@ -67,8 +71,13 @@ class Seat:
         self.channel = 0
         self.last_tag = 0
         self.missing_exchange: str | None = None
-        self.publishes, self.confirms, self.settlements, self.deliveries = (Line(timetable, dice) for _ in range(4))
+        self._timetable, self._dice = timetable, dice
+        self.publishes, self.confirms, self.settlements = (self.new_line() for _ in range(3))
         self._announced = 0
+
+    def new_line(self) -> Line:
+        """One more direction in which things are under way."""
+        return Line(self._timetable, self._dice)
 
     def emit(self, event: TransportEvent) -> None:
         """Hand one event to the sink, unless the client is gone."""
@@ -81,7 +90,8 @@ class Seat:
         self.publishes.cut(some_arrive=True)
         self.settlements.cut(some_arrive=True)
         self.confirms.cut(some_arrive=False)
-        self.deliveries.cut(some_arrive=False)
+        for subscription in self.subscriptions.values():
+            subscription.line.cut(some_arrive=False)
         self.rewind()
 
     def rewind(self) -> None:

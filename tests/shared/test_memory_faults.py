@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -33,6 +34,7 @@ TALK = talk_queue(NAMES, "site", "worker")  # type: ignore[arg-type]
 EVERYTHING = {
     "delay": 0.5,
     "delay_max_s": 3.0,
+    "lost_confirm": 0.03,
     "duplicate": 0.1,
     "drop_transient": 0.2,
     "connection_loss": 0.05,
@@ -142,10 +144,65 @@ def test_a_stream_shows_every_reader_the_same_entries_once_and_in_order_under_ev
 
 def test_the_faults_happen_at_all() -> None:
     outcomes = [run(seed) for seed in range(3)]
+    happened = sum((broker.happened for _, _, _, broker in outcomes), Counter[str]())
+    faults = {name for name in EVERYTHING if not name.endswith("_s")} - {"drop_transient"}
 
     assert any(len(one.bodies(LOG)) > 60 for one, _, _, _ in outcomes), "a duplicate"
     assert any(delivery.redelivered for one, _, _, _ in outcomes for delivery in one.seen), "a redelivery"
     assert any(isinstance(event, Disconnected) for _, _, events, _ in outcomes for event in events), "a lost connection"
+    assert {fault for fault, count in happened.items() if count} == faults
+
+
+def test_a_publish_whose_confirm_is_lost_is_there_twice_and_confirmed_once() -> None:
+    clock = Clock()
+    broker = MemoryBroker(clock, Faults(seed=0, lost_confirm=1.0, outage_max_s=1.0))
+    client = declared(broker)
+    for number in range(3):
+        client.transport.publish(NAMES.down, LOG.name, b"%d" % number)
+    assert not any(isinstance(event, Confirmed) for event in client.inbox)
+
+    broker.inject(None)
+    clock.now = 2.0
+    broker.advance(clock.now)
+    assert [body for _, body in broker.entries(LOG.name, 0)] == [b"0", b"0", b"1", b"2"]
+    assert broker.entries(LOG.name, 2) == [(2, b"1"), (3, b"2")]
+    assert [event.through for event in client.inbox if isinstance(event, Confirmed)][-1] == 3
+
+
+def test_a_lost_confirm_in_the_middle_of_many_publishes_loses_and_reorders_none() -> None:
+    clock = Clock()
+    broker = MemoryBroker(clock, Faults(seed=4, lost_confirm=0.3))
+    client = declared(broker)
+    broker.block("for a while")
+    for number in range(20):
+        client.transport.publish(NAMES.down, LOG.name, b"%d" % number)
+    broker.unblock()
+    broker.inject(None)
+    broker.advance(1.0)
+    bodies = [body for _, body in broker.entries(LOG.name, 0)]
+    assert len(bodies) > 20
+    assert list(dict.fromkeys(bodies)) == [b"%d" % number for number in range(20)]
+    assert [event.through for event in client.inbox if isinstance(event, Confirmed)][-1] == 20
+
+
+def test_one_queue_may_overtake_another_on_the_way_to_one_client() -> None:
+    clock = Clock()
+    broker = MemoryBroker(clock, Faults(seed=2, delay=0.5, delay_max_s=5.0))
+    client = declared(broker)
+    client.transport.consume(GROUPS, prefetch=100)
+    client.transport.consume(LOG, prefetch=100, start="first")
+    for number in range(20):
+        for queue in (GROUPS, LOG):
+            client.transport.publish(NAMES.down, queue.name, b"%d" % number)
+    while (due := broker.next_event_at()) is not None:
+        clock.now = due
+        broker.advance(clock.now)
+
+    arrived = [delivery for event in client.inbox if isinstance(event, Delivered) for delivery in event.deliveries]
+    numbers = [int(delivery.body) for delivery in arrived]
+    for queue in (GROUPS, LOG):
+        assert [int(one.body) for one in arrived if one.queue == queue.name] == list(range(20))
+    assert numbers != sorted(numbers)
 
 
 def test_one_seed_gives_one_history() -> None:
@@ -317,7 +374,7 @@ def test_faults_have_bounds(wrong: dict[str, float]) -> None:
         Faults(seed=0, **wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("slow", [{"delay": 0.1}, {"connection_loss": 0.1}])
+@pytest.mark.parametrize("slow", [{"delay": 0.1}, {"connection_loss": 0.1}, {"lost_confirm": 0.1}])
 def test_faults_that_take_time_need_a_clock(slow: dict[str, float]) -> None:
     with pytest.raises(LocalProtocolError):
         MemoryBroker(faults=Faults(seed=0, **slow))  # type: ignore[arg-type]

@@ -172,6 +172,8 @@ class FederationRun:
         self.now = 1.0
         self.broker = MemoryBroker(lambda: self.now, faults)
         self.chance = random.Random(seed)
+        # Nonces decide who meets whom and in which order things happen: they are the same in every run.
+        self.entropy = random.Random(f"entropy of {seed}").randbytes
         self.duration_s: Callable[[], float] = lambda: 0.0
         self.slowness: dict[str, float] = {}
         self.tamper: Callable[[Trained], Trained] = lambda trained: trained
@@ -238,6 +240,7 @@ class FederationRun:
             clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(notes.append),
             keep_directory=lambda newest: self.known.__setitem__(index, newest.signed),
+            entropy=self.entropy,
         )
         process = Process(clients, service, inbox, transport, history, notes=notes)
         self.processes[index] = process

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,13 +82,6 @@ def check_all(run: FederationRun) -> None:
     check_versions(run)
     check_spending(run, messages)
     check_offers(messages)
-
-
-@pytest.fixture(autouse=True)
-def repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nonces decide who meets whom and in which order things happen: here they are the same in every run."""
-    source = random.Random(0)
-    monkeypatch.setattr("worker.service.secrets", SimpleNamespace(token_bytes=source.randbytes))
 
 
 # ── a quiet run ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +15,6 @@ from tests.simulation.federation import FederationRun
 from tests.simulation.stages import FROZEN_S, Fate
 from tests.simulation.test_enrolment import enroll
 from tests.simulation.test_simulation import check_offers, check_versions
-
-
-@pytest.fixture(autouse=True)
-def repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nonces decide who meets whom: here they are the same in every run."""
-    source = random.Random(0)
-    monkeypatch.setattr("worker.service.secrets", SimpleNamespace(token_bytes=source.randbytes))
 
 
 def secure_run(stages: int | None = 2, *, clients: int = 8, rounds: int = 4, **options: Any) -> FederationRun:
