@@ -3,13 +3,14 @@ PYTHON ?= python3
 ARGS ?=
 DEMO ?= --privacy record --attackers 1 --drop 1 --drop-at words
 N ?= 8
+SEEDS ?= 0-1999
 J ?= 2
 MINUTES ?= 5
 SEED ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup broker lint test demo up down workers scale status logs compose-up compose-down peers bench chaos clean
+.PHONY: help setup broker lint test sim demo up down workers scale status logs compose-up compose-down peers bench chaos clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,6 +28,9 @@ lint: setup ## check style, types and import rules
 
 test: setup broker ## run all tests over a real RabbitMQ, in J=2 processes
 	$(BIN)/python -m pytest -n $(J) --dist loadfile $(ARGS)
+
+sim: setup ## run SEEDS=0-1999 of the simulation: faults, crashes, invariants; what they covered
+	$(BIN)/python -m tests.sim $(SEEDS) $(ARGS)
 
 demo: setup broker ## everything at once over RabbitMQ: secure groups, privacy, an attacker, a lost client
 	$(BIN)/comitia demo $(DEMO) $(ARGS)

@@ -235,9 +235,12 @@ class MemoryStorage:
     def close(self) -> None:
         """Do nothing: the disk outlives its holder."""
 
-    def synced(self, name: str) -> bytes | None:
-        """What would be left of a file if the power failed now and nothing was written back; None if it has no name."""
-        return self._durable.get(name)
+    def synced(self) -> MemoryStorage:
+        """A disk of its own with what a power cut at this moment would leave, if nothing had been written back."""
+        left = MemoryStorage(self.location, sector_bytes=self._sector_bytes)
+        left._durable = dict(self._durable)
+        left._files.update((name, bytearray(content)) for name, content in self._durable.items())
+        return left
 
     def crash(self, chance: random.Random | None = None) -> None:
         """Lose power: files fall back to what was synced.

@@ -179,11 +179,15 @@ class Dispatch:
             )
             for offset, message in entries
         )
-        consumer.line.send(partial(self._hand_over, consumer, consumer.generation, deliveries))
+        consumer.seat.sent += 1
+        consumer.line.send(partial(self._hand_over, consumer, consumer.generation, deliveries, consumer.seat.sent))
 
-    def _hand_over(self, consumer: Subscription, generation: int, deliveries: tuple[Delivery, ...]) -> None:
+    def _hand_over(
+        self, consumer: Subscription, generation: int, deliveries: tuple[Delivery, ...], number: int
+    ) -> None:
         if generation != consumer.generation or not consumer.seat.connected:
             return
+        consumer.seat.arrived(number)
         offset = deliveries[-1].offset
         if offset is not None:
             # Where a new connection goes on: behind what the client has seen, not behind what was sent to it.

@@ -71,6 +71,8 @@ class Seat:
         self.channel = 0
         self.last_tag = 0
         self.missing_exchange: str | None = None
+        self.sent = self.overtakings = 0
+        self._newest_arrived = 0
         self._timetable, self._dice = timetable, dice
         self.publishes, self.confirms, self.settlements = (self.new_line() for _ in range(3))
         self._announced = 0
@@ -78,6 +80,11 @@ class Seat:
     def new_line(self) -> Line:
         """One more direction in which things are under way."""
         return Line(self._timetable, self._dice)
+
+    def arrived(self, number: int) -> None:
+        """The `number`-th thing that was sent here has come; it may have been overtaken by one of another queue."""
+        self.overtakings += number < self._newest_arrived
+        self._newest_arrived = max(self._newest_arrived, number)
 
     def emit(self, event: TransportEvent) -> None:
         """Hand one event to the sink, unless the client is gone."""

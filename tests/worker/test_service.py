@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.tiny_workload import TinyWorkload
 from worker.ledger import LedgerEnd, read_ledger
 from worker.plan_check import check_layout
 from worker.policy import Policy
+from worker.service import WorkerService
 from worker.signs_of_life import Phase
 from worker.stored_update import TaskId
 
@@ -277,3 +280,7 @@ def test_the_worker_sleeps_until_something_is_due() -> None:
 
     assert process.service.next_wakeup() > run.now
     assert all(isinstance(note, Note) for note in process.notes)
+
+
+def test_keys_come_from_the_operating_system_unless_told_otherwise() -> None:
+    assert inspect.signature(WorkerService).parameters["entropy"].default is secrets.token_bytes

@@ -171,3 +171,18 @@ def test_boundaries_are_seen_on_both_sides_of_an_operation() -> None:
     disk.sync("a")
     disk.read("a")
     assert seen == ["before append a", "after append a", "before sync a", "after sync a"]
+
+
+def test_what_is_synced_is_a_disk_of_its_own() -> None:
+    disk = MemoryStorage()
+    disk.append("file", [b"safe"])
+    disk.sync("file")
+    disk.append("file", [b" and not"])
+    disk.append("other", [b"nameless"])
+
+    left = disk.synced()
+    assert (left.read("file"), left.read("other")) == (b"safe", None)
+    left.write("file", [b"SAFE"])
+    left.crash()
+    assert left.read("file") == b"safe"
+    assert disk.read("file") == b"safe and not"

@@ -1,0 +1,1 @@
+"""Whole federations under faults, decided by one integer each: real machines, real cryptography, a virtual clock."""
