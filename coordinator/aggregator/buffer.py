@@ -8,6 +8,7 @@
     buffering  all groups ended, or deadline and quorum;     appended   server step, change entry
                own draw entry accepted
     buffering  all groups ended or deadline, no quorum       appended   void entry
+    appended   GroupSummed                                   appended   dropped: the step was taken without it
     appended   own entry accepted                            idle       buffers dropped; a snapshot, if one is due
     any        RateLowered                                   -          the next step's learning rate
     idle       TookOffice                                    idle       what the journal keeps is taken over
@@ -62,7 +63,10 @@ from shared.wire.log_messages import ChangeEntry, SnapshotEntry, VoidEntry
 
 @dataclass(slots=True)
 class DrawBuffer:
-    """What has come in for one draw. `means` stays empty under the rule `mean`, whose sums are added as they come."""
+    """What has come in for one draw. `means` stays empty under the rule `mean`, whose sums are added as they come.
+
+    `closing`: the entry that closes the draw is on its way.
+    """
 
     draw: DrawMade
     deadline: float
@@ -73,6 +77,7 @@ class DrawBuffer:
     rejected: set[int] = field(default_factory=set)
     given_up: set[int] = field(default_factory=set)
     digests: dict[int, bytes] = field(default_factory=dict)
+    closing: bool = False
 
     def ended(self, group: int) -> bool:
         """Whether this group has already had its say."""
@@ -188,6 +193,10 @@ class Aggregator:
             if digest != buffer.digests[event.group]:
                 yield note("sums_differ", "error", group=event.group, version=buffer.draw.version)
             return
+        if buffer.closing:
+            # A stage gave the group up, and its successor sums it: too late, the step was taken without it.
+            yield note("sum_dropped", "debug", group=event.group)
+            return
         buffer.digests[event.group] = digest
         buffer.given_up.discard(event.group)
         words, form = event.words, self._plan.sum_format(len(event.arrived) + len(event.dropped), buffer.clipping_norm)
@@ -233,6 +242,7 @@ class Aggregator:
             return
         if not buffer.complete and now < buffer.deadline:
             return
+        buffer.closing = True
         groups, needed = buffer.draw.groups, self._plan.quorum_of(buffer.draw.groups)
         sums, left = len(buffer.slots) + len(buffer.rejected), 2 * self._trim(buffer) + 1
         if sums < needed:

@@ -327,6 +327,21 @@ def test_groups_that_are_given_up_do_not_hold_a_quorum_back() -> None:
     assert told(effects)[0].groups_given_up == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("rule", ["mean", "median"])
+def test_a_sum_that_comes_after_the_step_was_taken_changes_nothing(rule: str) -> None:
+    """One stage gave the group up, its successor sums it, and the step is on its way to the log."""
+    buffering = Buffering(plan_with(rule), groups=3)
+    buffering.make_draw()
+    buffering.handle(buffering.sum(0))
+    buffering.handle(buffering.given_up(1))
+    effects = list(buffering.handle(buffering.sum(2)))
+
+    assert notes(list(buffering.handle(buffering.sum(1)))) == ["sum_dropped"]
+    assert buffering.read_back(effects) == []
+    (change,) = entries(effects)
+    assert change.groups == (0, 2)
+
+
 # ── deadline and quorum ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
