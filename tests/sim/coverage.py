@@ -14,6 +14,7 @@ from coordinator.aggregator.buffer import Aggregator
 from coordinator.events import GroupSummed
 from coordinator.summing import steps as group_steps
 from coordinator.summing.group import GroupSum
+from shared.crypto.signing import VerificationCache
 from worker import steps as member_steps
 from worker.member import GroupMember
 
@@ -161,4 +162,8 @@ def watched(coverage: Coverage, summed: Callable[[GroupSummed], None]) -> Iterat
         stack.enter_context(patch.object(GroupSum, "_move", group_move))
         stack.enter_context(patch.object(GroupSum, "_give_up", give_up))
         stack.enter_context(patch.object(Aggregator, "handle", handle))
+        # Each signature is verified for real, once: that the other processes come to the same costs most of a run.
+        known = VerificationCache()
+        for shell in ("coordinator.service", "coordinator.summing.service", "worker.service"):
+            stack.enter_context(patch(f"{shell}.VerificationCache", lambda *_: known))
         yield

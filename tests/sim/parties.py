@@ -207,8 +207,9 @@ class Coordinator(Party):
         try:
             self.service.step(items, now)
         except Fenced as error:
-            self.world.tell(f"{self.name} is fenced: {error}")
-            self.end(None)
+            # It stands by again, with another session.
+            self.world.tell(f"{self.name} is replaced: {error}")
+            self.end(1.0)
 
     def next_at(self) -> float:
         return self._next

@@ -51,6 +51,7 @@ class Scenario:
     clients: int
     processes: int
     stages: int
+    stand_by: bool
     faults: Faults
     trouble_s: float
     mishap_every_s: float
@@ -110,6 +111,7 @@ def scenario(seed: int) -> Scenario:
         clients=max(CLIENTS_MIN, plan.min_offers + chance.randint(0, 3)),
         processes=chance.choice((2, 3)),
         stages=chance.choice((0, 2, 2)),
+        stand_by=chance.random() < 0.5,
         faults=Faults(
             seed=chance.getrandbits(32),
             delay=chance.choice((0.1, 0.3)),
