@@ -157,13 +157,20 @@ def watched(coverage: Coverage, summed: Callable[[GroupSummed], None]) -> Iterat
             summed(event)
         return aggregator_handles(self, event, now)
 
+    # Each signature is verified for real, once: that the other processes come to the same costs most of a run.
+    known, verifies, remembers = VerificationCache(), VerificationCache.verify, VerificationCache.made
+
+    def verify(self: VerificationCache, *signed: Any) -> None:
+        verifies(known, *signed)
+
+    def made(self: VerificationCache, *signed: Any) -> None:
+        remembers(known, *signed)
+
     with ExitStack() as stack:
         stack.enter_context(patch.object(GroupMember, "_move", member_move))
         stack.enter_context(patch.object(GroupSum, "_move", group_move))
         stack.enter_context(patch.object(GroupSum, "_give_up", give_up))
         stack.enter_context(patch.object(Aggregator, "handle", handle))
-        # Each signature is verified for real, once: that the other processes come to the same costs most of a run.
-        known = VerificationCache()
-        for shell in ("coordinator.service", "coordinator.summing.service", "worker.service"):
-            stack.enter_context(patch(f"{shell}.VerificationCache", lambda *_: known))
+        stack.enter_context(patch.object(VerificationCache, "verify", verify))
+        stack.enter_context(patch.object(VerificationCache, "made", made))
         yield
