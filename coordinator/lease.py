@@ -15,13 +15,23 @@ in office, it drops the candidacies of others.
     entering     the operator stops the run  over         the same
     entering     in office                   in_office    what was held is handed over
     in_office    delivery                    in_office    it is handed over
+    in_office    connection or channel lost  in_doubt     another mark; what is delivered from here on is held
+    in_doubt     delivery                    in_doubt     it is held, unsettled
+    in_doubt     that mark                   in_office    what was held is handed over
+    in_doubt     lost again                  in_doubt     another mark, which counts in place of the one before
+    entering     connection or channel lost  entering     the same mark; in office it is in doubt until it is read
 
 The lease fences nobody: a coordinator that was frozen believes that it has it. What counts is decided in the log, by
 the term that `Office` claims; whoever is refused there begins anew as a session that reads.
+
+While a connection is lost another may have been in office, and may be gone again when we are delivered to. What comes
+then belongs to a draw or a version that our log does not show yet, and would be turned away for good. So it waits until
+the log is read to where it stood when we came back: if another was in office, its term is read first, and ends us.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,7 +40,7 @@ from coordinator.events import Tick, TookOffice
 from shared.effects import Note, Publish, note
 from shared.modellog.entries import Sealer
 from shared.modellog.reader import Accepted, LogEvent, Marked
-from shared.transport.port import Delivered
+from shared.transport.port import ConsumerWaiting, Delivered, Disconnected
 from shared.wire.log_messages import Mark, RunEntry
 from shared.wire.messages import Candidacy, RunState
 from shared.wire.topology import Names
@@ -46,10 +56,11 @@ class LeaseState(StrEnum):
     STANDING_BY = "standing_by"
     ENTERING = "entering"
     IN_OFFICE = "in_office"
+    IN_DOUBT = "in_doubt"
     OVER = "over"
 
 
-LeaseEvent = LogEvent | Delivered | TookOffice | Tick
+LeaseEvent = LogEvent | Delivered | Disconnected | ConsumerWaiting | TookOffice | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,7 @@ class TakeOffice:
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """An effect: deliveries of `offers` that this session answers for."""
+    """An effect: deliveries of `offers` or `sums` that this session answers for."""
 
     delivered: Delivered
 
@@ -91,13 +102,15 @@ class Lease:
         self._session = session
         self._seal = seal
         self._held: list[Delivered] = []
+        self._losses = 0
+        self._doubt: bytes | None = None
         self._due = 0.0
         self._said = False
         self.state = LeaseState.READING
 
     def start(self) -> Publish:
         """Begin: a mark, which shows where the log ended when we came."""
-        return Publish(self._names.down, self._names.log, self._seal(Mark(session=self._session)))
+        return self._mark(self._session)
 
     def handle(self, event: LeaseEvent, now: float) -> tuple[LeaseEffect, ...]:
         """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
@@ -111,20 +124,40 @@ class Lease:
                 self.state = LeaseState.ENTERING
                 self._held.append(event)
                 return (TakeOffice(),)
-            case LeaseState.ENTERING, Delivered():
+            case ((LeaseState.ENTERING | LeaseState.IN_DOUBT), Delivered()):
                 self._held.append(event)
                 return ()
             case ((LeaseState.STANDING_BY | LeaseState.ENTERING), Accepted(entry=RunEntry(run=RunState.STOPPING))):
                 self.state = LeaseState.OVER
                 return (StopWaiting(),)
             case LeaseState.ENTERING, TookOffice():
-                self.state = LeaseState.IN_OFFICE
-                held, self._held = self._held, []
-                return tuple(HandOver(delivered) for delivered in held)
+                self.state = LeaseState.IN_DOUBT
+                return self._hand_over()
+            case (
+                (LeaseState.ENTERING | LeaseState.IN_OFFICE | LeaseState.IN_DOUBT),
+                Disconnected() | ConsumerWaiting(),
+            ):
+                self._losses += 1
+                self._doubt = hashlib.sha256(self._session + self._losses.to_bytes(8, "big")).digest()[:16]
+                self.state = LeaseState.ENTERING if self.state is LeaseState.ENTERING else LeaseState.IN_DOUBT
+                return (self._mark(self._doubt),)
+            case ((LeaseState.ENTERING | LeaseState.IN_DOUBT), Marked(session=session)) if session == self._doubt:
+                self._doubt = None
+                return self._hand_over()
             case LeaseState.IN_OFFICE, Delivered():
                 return (HandOver(event),)
             case _:
                 return ()
+
+    def _hand_over(self) -> tuple[HandOver, ...]:
+        if self._doubt is not None or self.state is not LeaseState.IN_DOUBT:
+            return ()
+        self.state = LeaseState.IN_OFFICE
+        held, self._held = self._held, []
+        return tuple(HandOver(delivered) for delivered in held)
+
+    def _mark(self, session: bytes) -> Publish:
+        return Publish(self._names.down, self._names.log, self._seal(Mark(session=session)))
 
     def _candidacy(self, now: float) -> Publish:
         self._due = now + CANDIDACY_S

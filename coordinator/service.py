@@ -56,8 +56,10 @@ from shared.plan import Plan
 from shared.telemetry import Telemetry
 from shared.transport.port import (
     Confirmed,
+    ConsumerWaiting,
     Delivered,
     Delivery,
+    Disconnected,
     Refused,
     Topology,
     Transport,
@@ -243,7 +245,7 @@ class CoordinatorService:
                 return self._read_log(deliveries, effects, now)
             case Delivered(queue, deliveries) if queue == self._names.journal:
                 return self._read_journal(deliveries, effects, now)
-            case Delivered(queue) if queue == self._names.offers:
+            case Delivered(queue) if queue in (self._names.offers, self._names.sums):
                 return self._follow(item, effects, now)
             case Delivered(_, deliveries):
                 return [event for delivery in deliveries for event in self._open(delivery, effects)]
@@ -257,6 +259,8 @@ class CoordinatorService:
             case _:
                 told = transport_note(item)
                 effects += () if told is None else (told,)
+                if isinstance(item, Disconnected | ConsumerWaiting):
+                    return self._follow(item, effects, now)
         return []
 
     def _dispatch(self, events: Iterable[Event], effects: list[Effect], now: float) -> None:

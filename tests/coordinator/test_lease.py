@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from shared.effects import Note, Publish
 from shared.errors import RefusalReason
 from shared.modellog.chain import GENESIS
 from shared.modellog.reader import Accepted, Marked, Skipped
-from shared.transport.port import Delivered
+from shared.transport.port import ConsumerWaiting, Delivered, Disconnected
 from shared.wire.log_messages import Entry, Mark, RunEntry, TermEntry, VoidEntry
 from shared.wire.messages import Candidacy, RunState
 from tests.builders import make_delivery, make_federation
@@ -32,6 +33,11 @@ def run_entry(run: RunState) -> Accepted:
     return accepted(RunEntry(parent=GENESIS, term=1, run=run, issued_us=1, version=0))
 
 
+def doubt(losses: int) -> Marked:
+    """The mark that a session publishes when it has lost a connection so many times."""
+    return Marked(hashlib.sha256(OURS + losses.to_bytes(8, "big")).digest()[:16])
+
+
 EVENTS: dict[str, Any] = {
     "own mark": Marked(OURS),
     "another's mark": Marked(THEIRS),
@@ -43,12 +49,17 @@ EVENTS: dict[str, Any] = {
     "void": accepted(VoidEntry(parent=GENESIS, term=1, draw=bytes(32), reason="")),
     "skipped": Skipped(RefusalReason.WRONG_PARENT, "late"),
     "in office": TookOffice(),
+    "connection lost": Disconnected("reset"),
+    "channel lost": ConsumerWaiting("test.offers", "closed"),
+    "mark of the first doubt": doubt(1),
+    "mark of the second doubt": doubt(2),
 }
 PATHS: dict[LeaseState, tuple[str, ...]] = {
     LeaseState.READING: (),
     LeaseState.STANDING_BY: ("own mark",),
     LeaseState.ENTERING: ("own mark", "delivery"),
     LeaseState.IN_OFFICE: ("own mark", "delivery", "in office"),
+    LeaseState.IN_DOUBT: ("own mark", "delivery", "in office", "connection lost"),
     LeaseState.OVER: ("own mark", "stopping"),
 }
 TABLE: dict[tuple[LeaseState, str], tuple[LeaseState, tuple[str, ...]]] = {
@@ -60,6 +71,14 @@ TABLE: dict[tuple[LeaseState, str], tuple[LeaseState, tuple[str, ...]]] = {
     (LeaseState.ENTERING, "stopping"): (LeaseState.OVER, ("StopWaiting",)),
     (LeaseState.ENTERING, "in office"): (LeaseState.IN_OFFICE, ("HandOver",)),
     (LeaseState.IN_OFFICE, "delivery"): (LeaseState.IN_OFFICE, ("HandOver",)),
+    (LeaseState.ENTERING, "connection lost"): (LeaseState.ENTERING, ("Mark",)),
+    (LeaseState.ENTERING, "channel lost"): (LeaseState.ENTERING, ("Mark",)),
+    (LeaseState.IN_OFFICE, "connection lost"): (LeaseState.IN_DOUBT, ("Mark",)),
+    (LeaseState.IN_OFFICE, "channel lost"): (LeaseState.IN_DOUBT, ("Mark",)),
+    (LeaseState.IN_DOUBT, "delivery"): (LeaseState.IN_DOUBT, ()),
+    (LeaseState.IN_DOUBT, "connection lost"): (LeaseState.IN_DOUBT, ("Mark",)),
+    (LeaseState.IN_DOUBT, "channel lost"): (LeaseState.IN_DOUBT, ("Mark",)),
+    (LeaseState.IN_DOUBT, "mark of the first doubt"): (LeaseState.IN_OFFICE, ()),
 }
 
 
@@ -79,6 +98,10 @@ def words(effects: Sequence[object]) -> tuple[str, ...]:
         match effect:
             case Publish(exchange, key, frame, persistent):
                 message = FEDERATION.opener().open(frame).message
+                if isinstance(message, Mark):
+                    assert (exchange, key, persistent) == (FEDERATION.names.down, FEDERATION.names.log, True)
+                    said.append("Mark")
+                    continue
                 assert (exchange, key) == (FEDERATION.names.up, FEDERATION.names.operator_key)
                 assert isinstance(message, Candidacy)
                 assert message.session == OURS
@@ -130,3 +153,26 @@ def test_a_stop_from_before_this_session_came_ends_nothing() -> None:
     assert lease.handle(EVENTS["stopping"], 0.0) == ()
     assert StandBy() in lease.handle(EVENTS["own mark"], 0.0)
     assert lease.handle(EVENTS["stopping"], 0.0) == (StopWaiting(),)
+
+
+def test_what_is_delivered_after_a_loss_waits_until_the_log_is_read_to_where_it_stood() -> None:
+    lease = make_lease(LeaseState.IN_DOUBT)
+    assert lease.handle(FIRST, 0.0) == ()
+    lease.handle(EVENTS["connection lost"], 0.0)
+    assert lease.handle(SECOND, 0.0) == ()
+
+    # Another may have been in office between the two losses: the first mark says nothing about that.
+    assert lease.handle(doubt(1), 0.0) == ()
+    assert lease.handle(doubt(2), 0.0) == (HandOver(FIRST), HandOver(SECOND))
+    assert lease.handle(FIRST, 0.0) == (HandOver(FIRST),)
+
+
+@pytest.mark.parametrize("read_first", ["in office", "mark of the first doubt"])
+def test_a_loss_on_the_way_into_office_is_a_doubt_too(read_first: str) -> None:
+    lease = make_lease(LeaseState.ENTERING)
+    lease.handle(EVENTS["connection lost"], 0.0)
+    then = {"in office", "mark of the first doubt"} - {read_first}
+
+    assert lease.handle(EVENTS[read_first], 0.0) == ()
+    assert lease.handle(EVENTS[then.pop()], 0.0) == (HandOver(FIRST),)
+    assert lease.state is LeaseState.IN_OFFICE
