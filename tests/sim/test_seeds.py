@@ -31,6 +31,12 @@ SEARCHED = 40
 """What a seed leads to changes with the code. If one does not find its bug any more, the next ones are tried."""
 
 
+ONCE_VIOLATED = {
+    566: "a coordinator that was cut off turned away, for good, offers of versions that its log did not show yet",
+}
+"""Seeds that have found something in Comitia itself, and what."""
+
+
 @pytest.fixture(scope="module")
 def covered() -> Coverage:
     """What the seeds of this module cover together."""
@@ -46,6 +52,12 @@ def test_nothing_is_violated(first: int, covered: Coverage) -> None:
         failures += [outcome] if outcome.failure else []
 
     assert not failures, "\n".join(report([outcome.seed for outcome in failures], Coverage(), failures))
+
+
+@pytest.mark.parametrize("seed", ONCE_VIOLATED)
+def test_what_was_found_once_is_mended(seed: int) -> None:
+    outcome = run_seed(seed)
+    assert not outcome.failure, "\n".join(report([seed], Coverage(), [outcome]))
 
 
 def test_these_seeds_go_through_every_row_and_see_every_fault(covered: Coverage) -> None:
