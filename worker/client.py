@@ -20,10 +20,10 @@
     in_group   version or attempt moved        idle       -
     failed     version or attempt moved        idle       -
     *          the version passed              idle       update dropped, unspent
-    **         drain, hand over                **         the group needs us: leave after it
-    else       drain                           drained    an unspent update stays on the disk
+    **         drain, hand over, leave         **         the group needs us: gone after it
+    else       drain, leave                    drained, left      an unspent update stays on the disk
     else       hand over                       released   the same; nothing is said, since the client stays
-    any        drain, hand over: at once       drained, released
+    any        one of them at once             drained, released, left
     idle       a run would pass the budget     exhausted  told the coordinator; stays until the process ends
     any        plan mismatch                   mismatch   told the coordinator; stays until the process ends
 
@@ -60,6 +60,7 @@ from worker.events import (
     FollowLog,
     GroupMessageArrived,
     HandOver,
+    Leave,
     Mismatch,
     RaiseCounter,
     RunCharged,
@@ -86,7 +87,8 @@ from worker.stored_update import StoredUpdate, TaskId, UpdateMeta
 OFFER_REPEAT_S = 300.0
 NONCE_BYTES = 16
 
-_GONE = (Phase.DRAINED, Phase.RELEASED)
+_GONE_BY = {Drain: Phase.DRAINED, HandOver: Phase.RELEASED, Leave: Phase.LEFT}
+_GONE = tuple(_GONE_BY.values())
 _STANDING = (Phase.WAITING, Phase.MISMATCH, Phase.OBJECTING, Phase.EXHAUSTED, *_GONE)
 """Phases in which the log moves nothing."""
 
@@ -183,8 +185,9 @@ class ClientMachine:
                 yield from self._say_failed()
             case Mismatch(reason, by_policy) if self.phase not in _GONE:
                 self.phase, self._reason = Phase.OBJECTING if by_policy else Phase.MISMATCH, reason
-            case Drain(at_once) | HandOver(at_once):
-                self._leaving = self._leaving or (Phase.DRAINED if isinstance(event, Drain) else Phase.RELEASED)
+            case Drain(at_once) | HandOver(at_once) | Leave(at_once):
+                if self._leaving is None or isinstance(event, Leave):
+                    self._leaving = _GONE_BY[type(event)]
                 if at_once:
                     self.phase = self._leaving
             case Tick() if self.phase is Phase.OFFERED and self._offer is not None and now >= self._offer_due:

@@ -102,6 +102,13 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class Leave:
+    """The operator takes this client out for the time being: as `Drain`, also for one that was to be handed over."""
+
+    at_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -119,6 +126,7 @@ Event = (
     | Mismatch
     | Drain
     | HandOver
+    | Leave
     | Tick
 )
 

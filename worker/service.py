@@ -37,6 +37,7 @@ from worker.events import (
     FollowLog,
     GroupMessageArrived,
     HandOver,
+    Leave,
     LogMoved,
     Mismatch,
     RaiseCounter,
@@ -65,6 +66,8 @@ from worker.update import Encode, prepare_words
 TASK_PREFETCH = 4
 TALK_PREFETCH = 256
 LOG_PREFETCH = 32
+
+HAND_OVER = HandOver()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,15 +202,15 @@ class WorkerService:
             self._handle([(client, self._mismatch)], effects, now)
             self._carry_out(effects)
 
-    def release(self, clients: Iterable[str], now: float) -> None:
-        """Let other processes serve these clients; an unspent update stays on the disk.
+    def release(self, clients: Iterable[str], now: float, event: HandOver | Leave = HAND_OVER) -> None:
+        """Let go of these clients; an unspent update stays on the disk. If nobody is to serve them, let them `Leave`.
 
-        Each leaves `clients`, and its directory is free, as soon as no group may be waiting for it.
+        Each leaves `clients`, and its directory is free, as soon as no group may be waiting for it, or at once.
         """
         effects: list[Effect] = []
         leaving = self._clients.keys() & set(clients)
         self._leaving |= leaving
-        self._handle([(client, HandOver()) for client in sorted(leaving)], effects, now)
+        self._handle([(client, event) for client in sorted(leaving)], effects, now)
         self._carry_out(effects)
 
     def step(self, items: Sequence[TransportEvent | Trained], now: float) -> None:
@@ -386,14 +389,14 @@ class WorkerService:
                 self.telemetry.note(effect)
         self._outgoing.carry_out(effect for effect in effects if not isinstance(effect, Note))
         for client in sorted(self._leaving):
-            if self._clients[client].machine.phase is Phase.RELEASED:
+            if self._clients[client].machine.phase in (Phase.RELEASED, Phase.LEFT):
                 self._let_go(client)
 
     def _let_go(self, client: str) -> None:
         """Everything that it had to say was handed to the transport."""
         self._leaving.discard(client)
         self._transport.cancel(self._names.client(client))
-        state = self._clients.pop(client).state
-        self._fsyncs_before += state.fsyncs
-        state.close()
-        self.telemetry.note(note("client_released", client=client))
+        one = self._clients.pop(client)
+        self._fsyncs_before += one.state.fsyncs
+        one.state.close()
+        self.telemetry.note(note("client_released", client=client, away=one.machine.phase is Phase.LEFT))

@@ -40,6 +40,7 @@ class Phase(StrEnum):
     EXHAUSTED = "exhausted"
     DRAINED = "drained"
     RELEASED = "released"
+    LEFT = "left"
 
 
 _STATUS_OF = {
@@ -56,10 +57,11 @@ _STATUS_OF = {
     Phase.OBJECTING: ClientState.POLICY,
     Phase.EXHAUSTED: ClientState.BUDGET_EXHAUSTED,
     Phase.DRAINED: ClientState.DRAINING,
+    Phase.LEFT: ClientState.LEAVING,
 }
 
 _REASONED = (Phase.FAILED, Phase.MISMATCH, Phase.OBJECTING, Phase.EXHAUSTED)
-_URGENT = (*_REASONED, Phase.DRAINED)
+_URGENT = (*_REASONED, Phase.DRAINED, Phase.LEFT)
 
 
 class SignsOfLife:

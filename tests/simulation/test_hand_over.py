@@ -13,6 +13,7 @@ from shared.transport.port import Delivered
 from shared.wire.framing import split_batch
 from shared.wire.messages import ClientState, Offer, Status, Task
 from tests.simulation.federation import FederationRun, Process
+from worker.events import Leave
 from worker.ledger import LedgerEnd, SpentMark, read_ledger
 from worker.signs_of_life import Phase
 from worker.state import ClientState as StateDirectory
@@ -129,6 +130,55 @@ def test_an_unspent_update_goes_along_and_is_offered_from_there() -> None:
     assert [mark.version for mark in marks(run, victim)][:1] == [0]
     statuses = [m.state for sender, m in run.from_workers() if sender == victim and isinstance(m, Status)]
     assert ClientState.DRAINING not in statuses
+
+
+@pytest.mark.parametrize("plan", [{}, SECURE], ids=["alone", "secure"])
+def test_who_is_taken_out_is_not_waited_for_and_is_counted_again_when_it_is_back(plan: dict[str, Any]) -> None:
+    # Given a client in the middle of a training run that would take as long as the round may
+    run = FederationRun(clients=5, processes=2, plan=plan)
+    victim = run.shares[0][0]
+    run.duration_s = lambda: 1.0
+    run.run(until=lambda: len(run.figures()) == 1)
+    run.slowness = {victim: 1000.0}
+    run.run(until=lambda: process(run, 0).service.clients[victim] is Phase.TRAINING and run.version == 1)
+
+    # When the operator takes it out
+    began = run.now
+    process(run, 0).service.release([victim], run.now, Leave())
+    assert server_of(run, victim) is None
+    run.run(until=lambda: len(run.figures()) == 3)
+
+    # Then the others go on without waiting for it, and the coordinator knows why
+    assert run.now - began < run.plan.round.round_deadline_s / 2
+    assert [figures["clients_counted"] for figures in run.figures()] == [5, 4, 4]
+    (left,) = [note.fields for note in run.notes if note.event == "client_left"]
+    assert left == {"client": victim, "state": ClientState.LEAVING}
+    assert run.count("client_lost") == run.count("draw_void") == 0
+
+    # And it is counted again, at the latest in the version after the one under way when it is back
+    run.slowness = {}
+    take(run, victim, 1)
+    run.run()
+    assert run.figures()[-1]["clients_counted"] == 5
+    assert {mark.version for mark in marks(run, victim)} - {3} == {0, 4}
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_who_is_taken_out_while_its_offer_waits_leaves_after_the_draw_or_at_once(at_once: bool) -> None:
+    run = FederationRun(clients=5, processes=2, plan=SECURE)
+    victim = run.shares[0][0]
+    run.duration_s = lambda: 1.0
+    run.slowness = dict.fromkeys(run.shares[1], 3.0)
+    run.run(until=lambda: process(run, 0).service.clients[victim] is Phase.OFFERED)
+
+    process(run, 0).service.release([victim], run.now, Leave(at_once))
+    run.run(until=lambda: len(run.figures()) == 1)
+
+    assert server_of(run, victim) is None
+    assert run.figures()[0]["clients_counted"] == (4 if at_once else 5)
+    assert run.count("client_lost") == run.count("draw_void") == 0
+    unspent = StateDirectory(run.storages[victim], client=victim, federation=run.keys.directory.federation_id).unspent()
+    assert (unspent is not None, len(marks(run, victim))) == ((True, 0) if at_once else (False, 1))
 
 
 def test_who_is_taken_in_by_a_process_that_follows_the_log_asks_for_its_task() -> None:

@@ -29,6 +29,7 @@ from worker.events import (
     FollowLog,
     GroupMessageArrived,
     HandOver,
+    Leave,
     LogMoved,
     Mismatch,
     RaiseCounter,
@@ -49,8 +50,15 @@ from worker.stored_update import TaskId, UpdateId
 
 PHASES = tuple(Phase)
 AFTER_TRAINING = (Phase.SAVING, Phase.OFFERING, Phase.OFFERED, Phase.SHARING, Phase.SPENDING)
-STANDING = (Phase.MISMATCH, Phase.OBJECTING, Phase.EXHAUSTED, Phase.DRAINED, Phase.RELEASED)
-LEAVING: dict[type[Drain | HandOver], Phase] = {Drain: Phase.DRAINED, HandOver: Phase.RELEASED}
+STANDING = (Phase.MISMATCH, Phase.OBJECTING, Phase.EXHAUSTED, Phase.DRAINED, Phase.RELEASED, Phase.LEFT)
+Leaving = type[Drain | HandOver | Leave]
+LEAVING: dict[Leaving, Phase] = {Drain: Phase.DRAINED, HandOver: Phase.RELEASED, Leave: Phase.LEFT}
+# One that is handed over stays in the federation: the round waits for it.
+FAREWELL: dict[Leaving, list[ClientState]] = {
+    Drain: [ClientState.DRAINING],
+    HandOver: [],
+    Leave: [ClientState.LEAVING],
+}
 ALONE = Policy(allow_groups_of_one=True, min_members=1, min_summed=1)
 OF_THREE: dict[str, Any] = {"group_size": 3, "max_colluders": 1}
 
@@ -345,6 +353,7 @@ def test_the_next_version_is_trained_from_every_phase(phase: Phase) -> None:
         (Phase.OBJECTING, Phase.OBJECTING),
         (Phase.DRAINED, Phase.DRAINED),
         (Phase.RELEASED, Phase.RELEASED),
+        (Phase.LEFT, Phase.LEFT),
     ],
 )
 def test_a_void_draw_in_every_phase(phase: Phase, after: Phase) -> None:
@@ -540,7 +549,7 @@ def test_too_few_participants_get_no_words_and_the_update_stays() -> None:
 
 
 @pytest.mark.parametrize("leave", LEAVING)
-def test_a_leaving_client_stays_until_its_group_can_end_without_it(leave: type[Drain | HandOver]) -> None:
+def test_a_leaving_client_stays_until_its_group_can_end_without_it(leave: Leaving) -> None:
     client = of_three()
     _, roster = client.to_sharing()
     client.do(leave())
@@ -621,7 +630,7 @@ def test_a_spent_update_is_never_sent_again() -> None:
 
 @pytest.mark.parametrize("phase", [p for p in PHASES if p not in LEAVING.values()])
 @pytest.mark.parametrize("leave", LEAVING)
-def test_leaving_in_every_phase(phase: Phase, leave: type[Drain | HandOver]) -> None:
+def test_leaving_in_every_phase(phase: Phase, leave: Leaving) -> None:
     client = client_for(phase)
     undone = to_phase(client, phase)
 
@@ -630,14 +639,26 @@ def test_leaving_in_every_phase(phase: Phase, leave: type[Drain | HandOver]) -> 
     assert client.phase is (phase if waits else LEAVING[leave])
     assert len(only(StopTraining, effects)) == (phase is Phase.TRAINING)
     if not waits:
-        # One that is handed over stays in the federation: the round waits for it.
-        assert [s.state for s in statuses(client, effects)] == ([ClientState.DRAINING] if leave is Drain else [])
+        assert [s.state for s in statuses(client, effects)] == FAREWELL[leave]
     following = client.disk(undone)
     assert client.said(Offer, following) == []
     if phase is Phase.SPENDING:
         assert len(words_of(client, following)) == 1
         assert client.phase is LEAVING[leave]
     assert only(Train, [*client.do(LogMoved()), *client.do(client.task())]) == []
+
+
+@pytest.mark.parametrize(("then", "gone"), [(Leave, Phase.LEFT), (Drain, Phase.RELEASED), (HandOver, Phase.RELEASED)])
+def test_one_that_is_to_be_handed_over_says_that_it_leaves_if_it_is_taken_out(then: Leaving, gone: Phase) -> None:
+    client = Client()
+    client.to_offered()
+    client.do(HandOver())
+    client.do(then())
+    _, (roster,) = client.draw()
+
+    effects = client.do(GroupMessageArrived(roster))
+    assert client.phase is gone
+    assert [s.state for s in statuses(client, effects)] == FAREWELL[Leave if then is Leave else HandOver]
 
 
 def test_an_offered_client_leaves_after_its_group() -> None:
@@ -667,7 +688,7 @@ def test_an_offered_client_that_was_not_drawn_leaves_when_the_round_is_over(end:
 
 @pytest.mark.parametrize("phase", [p for p in PHASES if p not in LEAVING.values()])
 @pytest.mark.parametrize("leave", LEAVING)
-def test_leaving_at_once_is_for_good(phase: Phase, leave: type[Drain | HandOver]) -> None:
+def test_leaving_at_once_is_for_good(phase: Phase, leave: Leaving) -> None:
     client = client_for(phase)
     undone = to_phase(client, phase)
     client.handle(leave(at_once=True))
@@ -675,7 +696,7 @@ def test_leaving_at_once_is_for_good(phase: Phase, leave: type[Drain | HandOver]
 
     effects = [*client.disk(undone), *client.do(LogMoved()), *client.do(Mismatch("no")), *client.do(Tick(), 1000.0)]
     assert client.phase is LEAVING[leave]
-    assert leave is Drain or statuses(client, effects) == []
+    assert leave is not HandOver or statuses(client, effects) == []
     assert client.said(Offer, effects) == words_of(client, effects) == []
 
 
