@@ -8,7 +8,8 @@
     ├── DirectoryError          keys or directory missing, unreadable or not verified; exit code 2
     ├── WorkloadError           a workload that does not import or breaks its contract; exit code 2
     ├── StateError              a state directory that is torn or not ours; exit code 2
-    │   └── StateHeld           … or that another process holds
+    │   ├── StateHeld           … or that another process holds
+    │   └── ClientAway          … or whose client the operator has taken out
     ├── BrokerUnavailable       no broker within the bounded back-off; exit code 2 at start
     ├── LocalProtocolError      our own machine was driven wrongly: a bug, so let it crash
     └── RemoteProtocolError     a peer's message is refused, with a closed reason: drop and count
@@ -47,6 +48,10 @@ class StateError(ComitiaError):
 
 class StateHeld(StateError):
     """A state directory is held by another process."""
+
+
+class ClientAway(StateError):
+    """A client was taken out of the federation for the time being, by `comitia worker leave`."""
 
 
 class BrokerUnavailable(ComitiaError):

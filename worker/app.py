@@ -28,7 +28,7 @@ from shared.workloads.loading import import_workload, load_workload
 from shared.workloads.optimizers import optimizer_factory
 from shared.workloads.port import Workload
 from worker.plan_check import check_layout
-from worker.seating import FixedSeats, Seating, Seats, check_candidates, open_client
+from worker.seating import FixedSeats, Seating, Seats, check_candidates, open_fixed
 from worker.service import Identity, WorkerService
 from worker.settings import WorkerSettings
 from worker.sharing_out import Replica
@@ -65,7 +65,7 @@ def run_worker(
     if settings.site not in directory.sites:
         raise SettingsError(f"site: {settings.site!r} is not in {folder / DIRECTORY_FILE}")
     check_candidates(settings, directory)
-    opened = {client: open_client(settings, directory, client) for client in settings.clients}
+    opened = open_fixed(settings, directory)
     states, keys = {c: state for c, (state, _) in opened.items()}, {c: key for c, (_, key) in opened.items()}
     identity = Identity(members, settings.site, f"w{secrets.token_hex(6)}", keys, settings.policy)
     _warm_up(settings)
@@ -106,9 +106,9 @@ def run_worker(
 
 def _seating(settings: WorkerSettings, identity: Identity, service: WorkerService) -> AbstractContextManager[Seats]:
     """Shares clients out with other workers, unless the settings fix whom we serve."""
-    if settings.clients:
-        return nullcontext(FixedSeats())
     members = identity.members
+    if settings.clients:
+        return nullcontext(FixedSeats(settings, lambda: members.directory, service, service.telemetry))
     replica = Replica(
         pool=f"{members.directory.federation_id} {settings.site} {settings.client_ids}",
         worker=identity.worker,

@@ -14,10 +14,12 @@ from typer.core import TyperGroup
 from shared.errors import SettingsError, StateError
 from shared.plan import describe_errors
 from shared.telemetry import configure_logging
-from worker.app import run_worker
+from worker.app import load_members, run_worker
+from worker.away import Departure, bring_back, take_out
 from worker.ledger_report import ledger_tables, report_of
 from worker.memory import read_client
 from worker.policy import PrivacyBudget
+from worker.seating import named_clients
 from worker.settings import WorkerSettings
 
 
@@ -72,6 +74,59 @@ def run(
     )
     configure_logging(settings.log_format, settings.log_level)
     run_worker(settings)
+
+
+_ClientIds = Annotated[str, typer.Option(help="Which clients: 3,7-9 or ward-b.", show_default=False)]
+_Config = Annotated[
+    Path | None, typer.Option(help="TOML file with the worker's settings; the environment wins over it.")
+]
+_FederationDir = Annotated[Path | None, typer.Option(help="Directory with directory.signed and enrolment.pub.")]
+_StateDir = Annotated[Path | None, typer.Option(help="The workers' own: holds one state directory per client.")]
+
+
+@app.command()
+def leave(
+    client_ids: _ClientIds,
+    config: _Config = None,
+    federation_dir: _FederationDir = None,
+    state_dir: _StateDir = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="How long to wait for them (seconds).")] = 30.0,
+) -> None:
+    """Take clients out of the federation for the time being; workers go on, and serve them no more until `rejoin`.
+
+    A client finishes a group in progress (within the worker's drain_s) and tells the coordinator, which counts on it
+    no more. Its ledger and an unspent update stay where they are. Exits with 1 if one is still served when time is up.
+    """
+    settings, clients = _named(client_ids, config, federation_dir, state_dir)
+    late = False
+    for client, departure in take_out(settings.state_dir, clients, timeout_s):
+        late = late or departure is Departure.STILL_SERVED
+        typer.echo(f"{client} {departure.value}")
+    if late:
+        text = "no worker takes them again, but one has not let go yet: ask once more with a longer --timeout than its "
+        typer.echo(f"comitia: {text}drain_s, or end a worker that does not react (SIGTERM, then SIGKILL)", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def rejoin(
+    client_ids: _ClientIds,
+    config: _Config = None,
+    federation_dir: _FederationDir = None,
+    state_dir: _StateDir = None,
+) -> None:
+    """Bring clients back whom `leave` took out: a running worker serves them again within seconds."""
+    settings, clients = _named(client_ids, config, federation_dir, state_dir)
+    back = bring_back(settings.state_dir, clients)
+    for client in clients:
+        typer.echo(f"{client} {'may be served again' if client in back else 'was not away'}")
+
+
+def _named(
+    client_ids: str, config: Path | None, federation_dir: Path | None, state_dir: Path | None
+) -> tuple[WorkerSettings, list[str]]:
+    settings = WorkerSettings.load(config, client_ids=client_ids, federation_dir=federation_dir, state_dir=state_dir)
+    return settings, named_clients(settings, load_members(settings.federation_dir, settings.state_dir).directory)
 
 
 @app.command()

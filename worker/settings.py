@@ -53,7 +53,13 @@ class WorkerSettings(ProcessSettings):
     ] = Policy()
     torch_threads: Annotated[int, Field(ge=1, description="Threads of torch for training.")] = 1
     drain_s: Annotated[
-        float, Field(ge=0, le=600, description="After SIGTERM, how long to wait for a group in progress (seconds).")
+        float,
+        Field(
+            ge=0,
+            le=600,
+            description="How long a process that is to end (SIGTERM), or a client that is to leave, waits for a group "
+            "in progress (seconds).",
+        ),
     ] = 20.0
     seed: Annotated[
         int | None,

@@ -77,7 +77,7 @@ class DirectoryStorage:
         self._unusable = ""
         self.fsyncs = 0
         with self._guarded("open", ""):
-            _make_directory(path)
+            make_directory(path)
             mode = stat.S_IMODE(path.stat().st_mode)
             if mode & 0o077:
                 raise StateError(f"{path}: others may enter this state directory (mode {mode:04o}); chmod 700 {path}")
@@ -164,7 +164,7 @@ class DirectoryStorage:
             os.close(file)
 
     def _sync_names(self) -> None:
-        _sync_directory(self._path)
+        sync_directory(self._path)
         self.fsyncs += 1
         self._unnamed.clear()
 
@@ -178,6 +178,27 @@ class DirectoryStorage:
             # After a failed fsync the kernel may have dropped the pages: a second try that succeeds proves nothing.
             self._unusable = f"an earlier {action} failed ({error.strerror}); restart"
             raise StateError(f"{self._path / name}: cannot {action}: {error.strerror}") from error
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds a state directory.
+
+    Raises:
+        StateError: it cannot be asked.
+    """
+    try:
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StateError(f"{path / _LOCK}: cannot be opened: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 class MemoryStorage:
@@ -295,14 +316,16 @@ def _put_sector(content: bytearray, offset: int, sector: bytes) -> None:
     content[offset : offset + len(sector)] = sector
 
 
-def _make_directory(path: Path) -> None:
+def make_directory(path: Path) -> None:
+    """Make a directory (mode 0700) and those above it, durably, where they are not there."""
     if not path.is_dir():
-        _make_directory(path.parent)
+        make_directory(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Return once the names in a directory are on the disk."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

@@ -27,6 +27,7 @@ from shared.transport.port import Delivery, Queue, Sink, Transport, TransportEve
 from shared.transport.rabbitmq import RabbitMqTransport
 from shared.wire.framing import Opener
 from shared.wire.topology import Names, dead_queue, federation_topology, journal_queue, log_queue
+from worker.away import clients_away
 from worker.memory import read_client
 from worker.settings import WorkerSettings
 
@@ -146,7 +147,8 @@ def client(
 ) -> None:
     """Show what a client's state directory remembers. Takes no lock and changes nothing; its worker may run."""
     settings = WorkerSettings.load(config, state_dir=state_dir)
-    _console().print(client_table(read_client(settings.state_dir / name)), highlight=False)
+    away = name in clients_away(settings.state_dir)
+    _console().print(client_table(read_client(settings.state_dir / name), away=away), highlight=False)
 
 
 @contextmanager

@@ -60,10 +60,12 @@ def log_summary(outlook: Mapping[str, Any]) -> Table:
     return table
 
 
-def client_table(memory: ClientMemory) -> Table:
-    """What a client remembers."""
+def client_table(memory: ClientMemory, *, away: bool) -> Table:
+    """What a client remembers, and whether the operator has taken it out."""
     table = _pairs()
-    table.add_row("client", memory.client)
+    table.add_row(
+        "client", f"{memory.client} (away; `comitia worker rejoin` brings it back)" if away else memory.client
+    )
     table.add_row("federation", str(memory.federation))
     table.add_row("offer counter", str(memory.counter))
     table.add_row("last task", "none" if memory.last_task is None else _task(memory.last_task))

@@ -18,6 +18,7 @@ from deploy.stack.overview import overview, read_progress
 from deploy.stack.preparing import CLIENTS, prepare
 from shared.errors import SettingsError
 from shared.settings import ProcessSettings
+from worker.away import clients_away
 
 STACK_DIR = Path(".comitia") / "stack"
 
@@ -93,8 +94,9 @@ def scale(count: _Count) -> None:
 def status() -> None:
     """Show how far the federation is, and its processes."""
     files = _files()
-    present = control.present(files)
-    Console().print(overview(present, read_progress(files.log("coordinator")), _origin(files).clients), highlight=False)
+    present, progress = control.present(files), read_progress(files.log("coordinator"))
+    picture = overview(present, progress, _origin(files).clients, clients_away(files.state))
+    Console().print(picture, highlight=False)
 
 
 def logs(

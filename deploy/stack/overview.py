@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,8 @@ def read_progress(log: Path) -> Progress:
     return progress
 
 
-def overview(present: Present, progress: Progress, clients: int) -> RenderableType:
-    """The picture: `clients` is the number of enrolled ones."""
+def overview(present: Present, progress: Progress, clients: int, away: Collection[str]) -> RenderableType:
+    """The picture: `clients` is the number of enrolled ones, `away` those whom the operator has taken out."""
     heading = Table(box=None, show_header=False, pad_edge=False)
     heading.add_column(style="bold")
     heading.add_column(overflow="fold")
@@ -84,6 +84,8 @@ def overview(present: Present, progress: Progress, clients: int) -> RenderableTy
         heading.add_row("loss", f"{progress.loss:.4f}")
     served = sum(len(one.clients) for one in present.processes if one.state == "running")
     heading.add_row("clients", f"{served} of {clients} served")
+    if away:
+        heading.add_row("away", f"{write_client_ids(away)}; `comitia worker rejoin` brings them back")
     heading.add_row("broker", present.broker)
     return Group(heading, Text(), _processes(present.processes))
 

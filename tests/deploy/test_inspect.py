@@ -51,6 +51,7 @@ from tests.builders import (
 )
 from tests.contracts.bench import Recorder
 from tests.simulation.federation import FederationRun
+from worker.away import take_out
 from worker.memory import read_client
 from worker.state import ClientState
 from worker.storage import DirectoryStorage
@@ -438,6 +439,13 @@ def test_the_client_command_prints_what_is_remembered(state: ClientState, tmp_pa
         "number 3, trained on version 2",
     ):
         assert words in result.stdout
+
+
+def test_the_client_command_says_who_is_away(state: ClientState, tmp_path: Path) -> None:
+    assert "away" not in run("client", "client-1", "--state-dir", str(tmp_path)).stdout
+    list(take_out(tmp_path, ["client-1"], 0.0))
+
+    assert "client-1 (away; `comitia worker rejoin`" in run("client", "client-1", "--state-dir", str(tmp_path)).stdout
 
 
 def test_every_command_at_a_real_broker(rabbitmq_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,13 +351,15 @@ FINISHED = {"event": "coordinator_stopped", "finished": True}
 WORKER = ProcessPresent(name="worker-1", state="running", pid=17, clients=("client-001", "client-002"))
 
 
-def shown(*notes: dict[str, object], processes: tuple[ProcessPresent, ...] = (WORKER,)) -> str:
+def shown(
+    *notes: dict[str, object], processes: tuple[ProcessPresent, ...] = (WORKER,), away: frozenset[str] = frozenset()
+) -> str:
     """The overview after these notes, as text with single spaces."""
     progress = Progress()
     for note in notes:
         progress.hear(note)
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(overview(Present(phase="up", broker="a broker", processes=processes), progress, 20))
+    console.print(overview(Present(phase="up", broker="a broker", processes=processes), progress, 20, away))
     return re.sub(" +", " ", console.export_text())
 
 
@@ -391,6 +393,12 @@ def test_status_tells_how_far_it_is_and_who_serves_whom() -> None:
         assert words in text
     assert "worker-1 17 running 2 1, 2 \n" in text
     assert "worker-2 - restarting: exit code 2: no luck 1 x \n" in text
+
+
+def test_status_tells_who_is_away() -> None:
+    assert "away" not in shown(STARTED, IN_OFFICE)
+    text = shown(STARTED, IN_OFFICE, away=frozenset({"client-004", "client-005", "client-006", "ward-b"}))
+    assert "away 4-6, ward-b; `comitia worker rejoin` brings them back" in text
 
 
 def test_log_lines_are_merged_by_time_and_followed_into_new_files(tmp_path: Path) -> None:

@@ -13,10 +13,23 @@ import pytest
 from deploy.federation_keys import FederationKeys, enroll_clients, make_federation_keys, revoke_clients
 from shared.crypto.signing import SigningKey
 from shared.effects import Note
-from shared.errors import ComitiaError, DirectoryError, SettingsError
+from shared.errors import ClientAway, ComitiaError, DirectoryError, SettingsError, StateError
 from shared.telemetry import Telemetry
+from worker.away import Departure, bring_back, clients_away, take_out
+from worker.events import HandOver, Leave
 from worker.replicas import live_replicas
-from worker.seating import LOOK_S, SHUN_S, TAKEN_AT_ONCE, Seating, candidates_of, check_candidates
+from worker.seating import (
+    LOOK_S,
+    SHUN_S,
+    TAKEN_AT_ONCE,
+    FixedSeats,
+    Seating,
+    candidates_of,
+    check_candidates,
+    open_client,
+    open_fixed,
+)
+from worker.service import HAND_OVER
 from worker.settings import WorkerSettings
 from worker.sharing_out import Replica
 from worker.signs_of_life import Phase
@@ -31,6 +44,7 @@ class Service:
     states: dict[str, ClientState] = field(default_factory=dict)
     grouped: set[str] = field(default_factory=set)
     leaving: set[str] = field(default_factory=set)
+    said: dict[str, HandOver | Leave] = field(default_factory=dict)
 
     @property
     def clients(self) -> dict[str, Phase]:
@@ -40,8 +54,11 @@ class Service:
         assert client not in self.states
         self.states[client] = state
 
-    def release(self, clients: Iterable[str], now: float) -> None:
-        self.leaving |= set(clients)
+    def release(self, clients: Iterable[str], now: float, event: HandOver | Leave = HAND_OVER) -> None:
+        clients = self.states.keys() & set(clients)
+        self.said |= dict.fromkeys(clients, event)
+        self.leaving |= clients
+        self.grouped -= clients if event.at_once else set()
         for client in self.leaving - self.grouped:
             self.states.pop(client).close()
         self.leaving &= self.grouped
@@ -74,6 +91,19 @@ class Hall:
         seating = Seating(settings, lambda: self.keys.directory, cast(Any, service), replica, telemetry)
         self.replicas[worker] = (seating, service)
         return self.replicas[worker]
+
+    def fix(self, *clients: str) -> tuple[FixedSeats, Service]:
+        """A worker that was told whom to serve."""
+        settings = self.settings(clients=list(clients))
+        opened = open_fixed(settings, self.keys.directory)
+        service = Service({client: state for client, (state, _) in opened.items()})
+        telemetry = Telemetry(self.notes.append)
+        return FixedSeats(settings, lambda: self.keys.directory, cast(Any, service), telemetry), service
+
+    def take_out(self, *clients: str) -> list[Departure]:
+        """What is known at once of those whom the operator takes out."""
+        (self.root / "state").mkdir(exist_ok=True)
+        return [departure for _, departure in take_out(self.root / "state", clients, 0.0)]
 
     def die(self, worker: str) -> None:
         """All that the operating system lets go of when a process is killed."""
@@ -160,9 +190,9 @@ def test_a_damaged_directory_is_said_and_left_alone_and_the_others_are_served(ha
     tries = []
     for _ in range(int(4 * SHUN_S / LOOK_S)):
         before = two.states.keys() | set()
-        pause = hall.replicas["two"][0]._shunned["client-003"].pause_s
+        pause = hall.replicas["two"][0]._door._shunned["client-003"].pause_s
         hall.look()
-        if hall.replicas["two"][0]._shunned["client-003"].pause_s != pause:
+        if hall.replicas["two"][0]._door._shunned["client-003"].pause_s != pause:
             tries.append(pause)
         assert before == two.states.keys()
     assert tries == [SHUN_S, 2 * SHUN_S]
@@ -260,6 +290,123 @@ def test_who_ends_alone_keeps_its_clients_to_say_goodbye(hall: Hall) -> None:
 
     assert len(one.states) == 6
     assert live_replicas(hall.root / "state") == []
+
+
+# ── who is away ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_is_taken_out_is_let_go_of_and_taken_by_nobody_until_it_is_back(hall: Hall) -> None:
+    _, one = hall.come("one")
+    _, two = hall.come("two")
+    hall.look(3)
+    out = [next(iter(service.states)) for service in (one, two)]
+
+    assert hall.take_out(*out) == [Departure.STILL_SERVED] * 2
+    hall.look(3)
+
+    assert hall.served == {"one": 2, "two": 2}
+    assert [one.said[out[0]], two.said[out[1]]] == [Leave(), Leave()]
+    assert hall.take_out(*out) == [Departure.NOT_SERVED] * 2
+    # Nor by one that begins anew.
+    hall.die("one")
+    hall.come("three")
+    hall.look(3)
+    assert hall.served == {"two": 2, "three": 2}
+
+    assert bring_back(hall.root / "state", out) == out
+    assert bring_back(hall.root / "state", out) == []
+    hall.look(3)
+    assert hall.served == {"two": 3, "three": 3}
+
+
+def test_who_is_taken_out_finishes_its_group_but_within_the_time_of_a_drain(hall: Hall) -> None:
+    _, one = hall.come("one", drain_s=5.0)
+    hall.look()
+    one.grouped = {"client-001", "client-002"}
+    hall.take_out("client-001", "client-002")
+
+    hall.look(3)
+    assert one.leaving == {"client-001", "client-002"}
+    one.grouped.remove("client-002")
+    one.release((), hall.now)
+    hall.look(2)
+    assert one.leaving == {"client-001"}
+    assert hall.served == {"one": 5}
+
+    hall.look()
+    assert one.said["client-001"] == Leave(at_once=True)
+    assert hall.served == {"one": 4}
+
+
+def test_who_comes_back_while_it_leaves_is_taken_again(hall: Hall) -> None:
+    _, one = hall.come("one")
+    hall.look()
+    one.grouped = {"client-001"}
+    hall.take_out("client-001")
+    hall.look()
+    bring_back(hall.root / "state", ["client-001"])
+    hall.look()
+    one.grouped.clear()
+    one.release((), hall.now)
+    assert hall.served == {"one": 5}
+
+    hall.look()
+    assert hall.served == {"one": 6}
+
+
+def test_a_worker_whose_clients_are_fixed_lets_go_of_them_too_and_waits_for_them(hall: Hall) -> None:
+    # Given one of two that is away at the start already
+    hall.take_out("client-001")
+    seats, service = hall.fix("client-001", "client-002")
+    assert list(service.states) == ["client-002"]
+
+    hall.take_out("client-002")
+    seats.look(1.0)
+    assert service.said == {"client-002": Leave()}
+    bring_back(hall.root / "state", ["client-001", "client-002"])
+    seats.look(1.5)
+    assert service.states == {}
+
+    seats.look(2.0)
+    assert list(service.states) == ["client-001", "client-002"]
+    seats.look(3.0)
+    assert hall.events("client_unusable") == []
+
+
+def test_a_fixed_client_whose_directory_is_damaged_meanwhile_is_said_and_tried_again(hall: Hall) -> None:
+    seats, service = hall.fix("client-001")
+    hall.take_out("client-001")
+    seats.look(0.0)
+    ledger = hall.root / "state" / "client-001" / "ledger.log"
+    ledger.rename(ledger.with_name("kept"))
+    bring_back(hall.root / "state", ["client-001"])
+    seats.look(1.0)
+    seats.look(2.0)
+    assert [note.fields["client"] for note in hall.events("client_unusable")] == ["client-001"]
+
+    ledger.with_name("kept").rename(ledger)
+    seats.look(1.0 + SHUN_S)
+    assert list(service.states) == ["client-001"]
+
+
+def test_a_mark_that_is_made_before_the_lock_is_seen_after_it(hall: Hall) -> None:
+    # Whoever takes a client looks for the mark last: who was found unserved after the mark is served by nobody.
+    assert hall.take_out("client-001") == [Departure.NOT_SERVED]
+
+    with pytest.raises(ClientAway, match="rejoin"):
+        open_client(hall.settings(), hall.keys.directory, "client-001")
+    DirectoryStorage(hall.root / "state" / "client-001").close()
+
+
+def test_marks_are_put_nowhere_else_than_beside_the_clients(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="no such directory"):
+        list(take_out(tmp_path / "elsewhere", ["client-001"], 0.0))
+    assert clients_away(tmp_path / "elsewhere") == frozenset()
+    (tmp_path / ".away").write_text("")
+    with pytest.raises(StateError, match="cannot be read"):
+        clients_away(tmp_path)
+    with pytest.raises(StateError, match="cannot be written to"):
+        list(take_out(tmp_path, ["client-001"], 0.0))
 
 
 # ── mistakes ────────────────────────────────────────────────────────────────────────────────────────────────────────
