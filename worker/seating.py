@@ -20,7 +20,7 @@ from shared.errors import ClientAway, DirectoryError, SettingsError, StateError,
 from shared.telemetry import Telemetry
 from worker.away import clients_away
 from worker.client_ids import parse_client_ids
-from worker.events import Leave
+from worker.events import HandOver, Leave
 from worker.keystore import CLIENT_KEYS_DIRECTORY, clients_with_keys, identity_key
 from worker.replicas import Sign, live_replicas
 from worker.service import WorkerService
@@ -177,7 +177,7 @@ class Seating:
 
     def _give_back(self, clients: tuple[str, ...], now: float) -> None:
         self._leaving |= set(clients)
-        self._service.release(clients, now)
+        self._service.release(clients, now, HandOver())
 
 
 class _Door:

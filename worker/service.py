@@ -67,8 +67,6 @@ TASK_PREFETCH = 4
 TALK_PREFETCH = 256
 LOG_PREFETCH = 32
 
-HAND_OVER = HandOver()
-
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -202,7 +200,7 @@ class WorkerService:
             self._handle([(client, self._mismatch)], effects, now)
             self._carry_out(effects)
 
-    def release(self, clients: Iterable[str], now: float, event: HandOver | Leave = HAND_OVER) -> None:
+    def release(self, clients: Iterable[str], now: float, event: HandOver | Leave) -> None:
         """Let go of these clients; an unspent update stays on the disk. If nobody is to serve them, let them `Leave`.
 
         Each leaves `clients`, and its directory is free, as soon as no group may be waiting for it, or at once.

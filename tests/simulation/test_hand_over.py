@@ -13,7 +13,7 @@ from shared.transport.port import Delivered
 from shared.wire.framing import split_batch
 from shared.wire.messages import ClientState, Offer, Status, Task
 from tests.simulation.federation import FederationRun, Process
-from worker.events import Leave
+from worker.events import HandOver, Leave
 from worker.ledger import LedgerEnd, SpentMark, read_ledger
 from worker.signs_of_life import Phase
 from worker.state import ClientState as StateDirectory
@@ -56,7 +56,7 @@ def moving(run: FederationRun, chance: random.Random) -> Callable[[], None]:
             if at is None:
                 take(run, client, chance.randrange(len(run.processes)))
             elif chance.random() < 0.05:
-                process(run, at).service.release([client], run.now)
+                process(run, at).service.release([client], run.now, HandOver())
 
     return move
 
@@ -113,7 +113,7 @@ def test_an_unspent_update_goes_along_and_is_offered_from_there() -> None:
     service, trained = process(run, 0).service, len(run.updates)
 
     # When it is to be handed over, it stays, since a draw may need it; at the end of the process it goes
-    service.release([victim], run.now)
+    service.release([victim], run.now, HandOver())
     run.turn()
     assert service.clients[victim] is Phase.OFFERED
     service.drain(run.now, at_once=True)
@@ -185,7 +185,7 @@ def test_who_is_taken_in_by_a_process_that_follows_the_log_asks_for_its_task() -
     run = FederationRun(clients=4, processes=2)
     run.run(until=lambda: run.version == 2)
     victim = run.shares[0][0]
-    process(run, 0).service.release([victim], run.now)
+    process(run, 0).service.release([victim], run.now, HandOver())
     for _ in range(20):
         run.turn()
         if server_of(run, victim) is None:
@@ -211,7 +211,7 @@ def test_a_process_without_clients_waits_for_some() -> None:
     assert newcomer.service.next_wakeup() > run.now + 3600
 
     for client in run.clients:
-        process(run, 0).service.release([client], run.now)
+        process(run, 0).service.release([client], run.now, HandOver())
     run.run(
         until=lambda: all(server_of(run, client) == 1 for client in run.clients),
         each_turn=lambda: [take(run, c, 1) for c in run.clients if server_of(run, c) is None] and None,
@@ -232,7 +232,7 @@ def test_who_comes_to_a_process_that_cannot_serve_the_plan_says_so() -> None:
     unable._prepare = refuse
     run.run(until=lambda: run.version == 1)
     moved = run.shares[0][0]
-    process(run, 0).service.release([moved], run.now)
+    process(run, 0).service.release([moved], run.now, HandOver())
     run.run(until=lambda: server_of(run, moved) is None)
     take(run, moved, 1)
 
@@ -252,7 +252,7 @@ def test_what_was_on_its_way_to_a_client_that_has_left_is_for_its_next_process()
         first.service.step([item for item in items if not isinstance(item, Delivered)], run.now)
         run.coordinator.step(run.coordinator_inbox.take(0), run.now)
         items = first.inbox.take(0)
-    first.service.release([victim], run.now)
+    first.service.release([victim], run.now, HandOver())
     assert victim not in first.service.clients
 
     first.service.step(items, run.now)
@@ -277,7 +277,7 @@ def test_a_result_that_comes_when_its_client_has_left_is_dropped() -> None:
     run.now += 2.0
     assert first.training is not None
     first.training.deliver()
-    first.service.release([victim], run.now)
+    first.service.release([victim], run.now, HandOver())
     assert victim not in first.service.clients
 
     first.service.step(first.inbox.take(0), run.now)

@@ -29,7 +29,6 @@ from worker.seating import (
     open_client,
     open_fixed,
 )
-from worker.service import HAND_OVER
 from worker.settings import WorkerSettings
 from worker.sharing_out import Replica
 from worker.signs_of_life import Phase
@@ -54,7 +53,7 @@ class Service:
         assert client not in self.states
         self.states[client] = state
 
-    def release(self, clients: Iterable[str], now: float, event: HandOver | Leave = HAND_OVER) -> None:
+    def release(self, clients: Iterable[str], now: float, event: HandOver | Leave) -> None:
         clients = self.states.keys() & set(clients)
         self.said |= dict.fromkeys(clients, event)
         self.leaving |= clients
@@ -160,7 +159,7 @@ def test_who_is_in_a_group_moves_when_it_is_over(hall: Hall) -> None:
     assert len(one.leaving) == 3  # and nobody else is asked meanwhile
 
     one.grouped.clear()
-    one.release((), hall.now)
+    one.release((), hall.now, HandOver())
     hall.look()
     assert hall.served == {"one": 3, "two": 3}
 
@@ -328,7 +327,7 @@ def test_who_is_taken_out_finishes_its_group_but_within_the_time_of_a_drain(hall
     hall.look(3)
     assert one.leaving == {"client-001", "client-002"}
     one.grouped.remove("client-002")
-    one.release((), hall.now)
+    one.release((), hall.now, HandOver())
     hall.look(2)
     assert one.leaving == {"client-001"}
     assert hall.served == {"one": 5}
@@ -347,7 +346,7 @@ def test_who_comes_back_while_it_leaves_is_taken_again(hall: Hall) -> None:
     bring_back(hall.root / "state", ["client-001"])
     hall.look()
     one.grouped.clear()
-    one.release((), hall.now)
+    one.release((), hall.now, HandOver())
     assert hall.served == {"one": 5}
 
     hall.look()
