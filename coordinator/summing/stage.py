@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from coordinator.events import (
     CoordinatorEffect,
@@ -54,6 +55,14 @@ HELD_JOBS_MAX = 4096
 """Jobs whose draw the log has not shown yet."""
 
 
+@dataclass(eq=False, slots=True)
+class _Job:
+    """A job that was taken, with those of its groups that have not ended. Jobs of one delivery share its receipt."""
+
+    receipt: Receipt
+    left: set[int]
+
+
 class SummingStage:
     """The stage's part in the groups of one draw at a time."""
 
@@ -75,8 +84,8 @@ class SummingStage:
         self._draw = b""
         self._made_here = False
         self._voided: set[bytes] = set()
-        self._jobs: dict[Receipt, set[int]] = {}
-        self._jobs_of: dict[int, list[Receipt]] = {}
+        self._jobs: dict[_Job, None] = {}
+        self._jobs_of: dict[int, list[_Job]] = {}
         self._ended: set[int] = set()
         self._held: deque[JobArrived] = deque()
         self._known: set[int] = set()
@@ -130,8 +139,8 @@ class SummingStage:
             yield from self._on_job(event, now)
 
     def _end(self, outcome: Outcome = Outcome.ACK) -> Iterator[CoordinatorEffect]:
-        for receipt in self._jobs:
-            yield Settle(receipt, outcome)
+        for job in self._jobs:
+            yield Settle(job.receipt, outcome)
         self._jobs.clear()
         self._jobs_of.clear()
         self._known.clear()
@@ -265,19 +274,19 @@ class SummingStage:
         if not left:
             yield Settle(receipt)
             return
-        self._jobs[receipt] = left
+        job = _Job(receipt, left)
+        self._jobs[job] = None
         for group in left:
-            self._jobs_of.setdefault(group, []).append(receipt)
+            self._jobs_of.setdefault(group, []).append(job)
 
     def _end_group(self, group: int) -> Iterator[CoordinatorEffect]:
         """Results leave before this: they are published, and confirmed, before a job is settled."""
         self._ended.add(group)
-        for receipt in self._jobs_of.pop(group, ()):
-            left = self._jobs[receipt]
-            left.discard(group)
-            if not left:
-                del self._jobs[receipt]
-                yield Settle(receipt)
+        for job in self._jobs_of.pop(group, ()):
+            job.left.discard(group)
+            if not job.left:
+                del self._jobs[job]
+                yield Settle(job.receipt)
 
 
 def _not_a_group(job: GroupJob, group: Group, error: RemoteProtocolError) -> GroupGivenUp:

@@ -303,6 +303,16 @@ def test_a_job_that_is_delivered_again_opens_nothing_twice_and_is_settled_too() 
     assert stage.handle(stage.close(), 11.0) == ()
 
 
+def test_a_job_that_stands_twice_in_one_delivery_is_settled_for_both() -> None:
+    stage = Stage()
+    twice = JobArrived(stage.jobs[0].job, receipt(2))
+    stage.handle(twice, 0.0)
+    assert stage.handle(twice, 0.0) == ()
+
+    settled = [e for client in stage.desk.clients for e in only(Settle, stage.handle(stage.words(client)[0], 1.0))]
+    assert settled == [Settle(twice.receipt)] * 2
+
+
 def test_a_job_of_another_draw_is_dropped_and_disturbs_nothing() -> None:
     stage = Stage()
     stage.handle(stage.jobs[0])
