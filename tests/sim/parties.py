@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ BROKER_PATIENCE_S = 16.0
 """The broker closes the connection of a client after two heartbeats without a sign of life."""
 
 
-class Party:
+class Party(ABC):
     """One process. `down_until` is None while it lives; a party that is gone for good has infinity there."""
 
     kind = "party"
@@ -65,20 +66,21 @@ class Party:
 
     # ── to be said by each kind ──
 
+    @abstractmethod
     def begin(self) -> None:
         """Make the service and start it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self, items: list[Any], now: float) -> None:
         """One step of the service."""
-        raise NotImplementedError
 
+    @abstractmethod
     def died(self) -> None:
         """The process is gone."""
 
+    @abstractmethod
     def next_at(self) -> float:
         """When it wants to be stepped although nothing came in."""
-        raise NotImplementedError
 
     # ── life ──
 
@@ -211,6 +213,9 @@ class Coordinator(Party):
             self.world.tell(f"{self.name} is replaced: {error}")
             self.end(1.0)
 
+    def died(self) -> None:
+        """Nothing of it is on a disk."""
+
     def next_at(self) -> float:
         return self._next
 
@@ -249,6 +254,9 @@ class Stage(Party):
     def advance(self, items: list[Any], now: float) -> None:
         self._next = now + self.TICK_S
         self.service.step(items, now)
+
+    def died(self) -> None:
+        """Nothing of it is on a disk."""
 
     def next_at(self) -> float:
         return self._next
