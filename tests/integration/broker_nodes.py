@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,17 @@ class BrokerNodes:
         server = self._servers[number]
         await_broker(HOST, self._ports[number], timeout_s=READY_S, alive=lambda: server.alive)
 
+    def await_cluster(self) -> None:
+        """Wait until every node runs as a member: a queue's replicas are chosen among those when it is declared."""
+        command = [str(self._programs.ctl), "--node", "node-0@localhost", "await_online_nodes", str(len(self._ports))]
+        subprocess.run(
+            [*command, "--timeout", str(int(READY_S))],
+            env=self._environments[0],
+            cwd=self._root,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
     def send(self, number: int, wanted: signal.Signals) -> None:
         """Send a signal to a node: SIGKILL, SIGSTOP, SIGCONT. Returns after SIGKILL when the node is gone."""
         pid = wait_until(lambda: self._pid(number), "the node's process id")
@@ -103,6 +115,8 @@ def broker_nodes(root: Path, count: int = 1) -> Iterator[BrokerNodes]:
             nodes.start(number)
         for number in range(count):
             nodes.await_ready(number)
+        if count > 1:
+            nodes.await_cluster()
         yield nodes
     finally:
         nodes.close()
