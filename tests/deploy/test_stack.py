@@ -528,7 +528,7 @@ def test_workers_come_and_go_and_die_and_no_update_is_lost(stack: Stack, rabbitm
     assert stack.notes("late") == []
 
     # And when one is killed, its clients are served by the others, and count again
-    victim = stack.workers()["worker-1"]
+    victim = max(stack.workers().values(), key=lambda one: len(one.clients))
     assert victim.pid is not None
     psutil.Process(victim.pid).kill()
     assert eventually(lambda: set(victim.clients) <= set(served_by_others(stack, victim.pid)))
@@ -538,8 +538,10 @@ def test_workers_come_and_go_and_die_and_no_update_is_lost(stack: Stack, rabbitm
     stack.run("down")
     for client in range(1, 5):
         spent = read_client(stack.files.state / f"client-{client:03d}").spent
-        assert len({mark.update for mark in spent}) == len({mark.version for mark in spent}) == len(spent)
-        assert {mark.version for mark in spent} >= set(range(len(rounds)))
+        assert len({mark.update for mark in spent}) == len(spent)
+        # The kill may void a draw, and its version is then tried again: until then, one update went into each.
+        assert len({(mark.version, mark.attempt) for mark in spent}) == len(spent)
+        assert [mark.version for mark in spent if mark.version < len(rounds)] == list(range(len(rounds)))
 
 
 def served_by_others(stack: Stack, pid: int | None) -> list[str]:
