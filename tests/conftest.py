@@ -9,10 +9,9 @@ silently did not run proves nothing.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import torch
@@ -20,11 +19,13 @@ from hypothesis import settings
 
 from deploy.brokers.broker import Broker, BrokerKind
 from deploy.brokers.docker import find_image
-from deploy.brokers.handshake import await_broker
 from deploy.brokers.private_node import start_private_node
 from shared.errors import BrokerUnavailable
 
-BROKER_FIXTURES = {"broker", "rabbitmq_url", "restartable_broker"}
+if TYPE_CHECKING:
+    from tests.containers import BrokerCluster
+
+BROKER_FIXTURES = {"broker", "rabbitmq_url", "restartable_broker", "cluster"}
 SOURCE = pytest.StashKey[str]()
 
 settings.register_profile("comitia", derandomize=True, deadline=None)
@@ -55,9 +56,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
     try:
         chosen, source = _start(tmp_path_factory.mktemp("broker"))
     except BrokerUnavailable as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"no RabbitMQ for the tests: {error}")
-        pytest.skip(f"no RabbitMQ for the tests: {error}")
+        _go_without(f"no RabbitMQ for the tests: {error}")
     pytestconfig.stash[SOURCE] = f"{source} {chosen.version}"
     with chosen:
         yield chosen
@@ -73,11 +72,27 @@ def rabbitmq_url(broker: Broker) -> str:
 def restartable_broker(broker: Broker) -> Broker:
     """A RabbitMQ whose application may be stopped and started; the tests after it find it running again."""
     if broker.kind is BrokerKind.URL:
-        reason = "the broker of COMITIA_TEST_BROKER_URL is not ours to stop"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _go_without("the broker of COMITIA_TEST_BROKER_URL is not ours to stop")
     return broker
+
+
+@pytest.fixture
+def cluster() -> Iterator[BrokerCluster]:
+    """Three nodes of RabbitMQ 4 in containers, whatever the session's broker is."""
+    from tests.containers import broker_cluster
+
+    forced, _, image = os.environ.get("COMITIA_TEST_BROKER", "").partition(":")
+    try:
+        with broker_cluster((image if forced == "docker" else "") or find_image(print), 3) as nodes:
+            yield nodes
+    except BrokerUnavailable as error:
+        _go_without(f"no RabbitMQ cluster for the test: {error}")
+
+
+def _go_without(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def _start(directory: Path) -> tuple[Broker, str]:
@@ -90,7 +105,9 @@ def _start(directory: Path) -> tuple[Broker, str]:
     without_docker = ""
     if forced != "node":
         try:
-            return _start_testcontainer(image or find_image(print)), "testcontainers"
+            from tests.containers import start_testcontainer
+
+            return start_testcontainer(image or find_image(print)), "testcontainers"
         except BrokerUnavailable as error:
             if forced == "docker":
                 raise
@@ -99,50 +116,3 @@ def _start(directory: Path) -> tuple[Broker, str]:
         return start_private_node(directory), "node"
     except BrokerUnavailable as error:
         raise BrokerUnavailable(f"{without_docker}{error}") from error
-
-
-class Testcontainer:
-    """Control of a broker that testcontainers runs."""
-
-    __test__ = False
-
-    def __init__(self, container: Any) -> None:
-        self._container = container
-
-    def ctl(self, *arguments: str) -> str:
-        """Run `rabbitmqctl` in the container."""
-        code, output = self._container.exec(["rabbitmqctl", *arguments])
-        if code != 0:
-            raise BrokerUnavailable(f"rabbitmqctl {arguments[0]} failed: {output!r}")
-        return str(output.decode())
-
-    def stop(self) -> None:
-        """Remove the container."""
-        self._container.stop()
-
-
-def _start_testcontainer(image: str) -> Broker:
-    # The container is stopped by the fixture. Its reaper would have to be pulled, which fails where no registry is.
-    os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
-    # The port is published on this machine's loopback, also where testcontainers believes to be inside a container.
-    os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from testcontainers.community.rabbitmq import RabbitMqContainer
-
-        container = RabbitMqContainer(image, username="comitia", password="comitia")
-        container.ports[f"{container.port}/tcp"] = ("127.0.0.1", None)
-        try:
-            container.start()
-        except Exception as error:
-            container.stop()
-            raise BrokerUnavailable(f"testcontainers could not start {image}: {error!r}") from error
-    host, port = container.get_container_host_ip(), container.get_exposed_port(container.port)
-    version = await_broker(host, port, timeout_s=10, alive=lambda: True)
-    return Broker(
-        kind=BrokerKind.DOCKER,
-        url=f"amqp://comitia:comitia@{host}:{port}/%2F",
-        reason=f"testcontainers runs {image}",
-        version=version,
-        control=Testcontainer(container),
-    )

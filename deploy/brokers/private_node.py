@@ -155,15 +155,13 @@ def _start(programs: Programs, directory: Path, lock: int, ready_s: float) -> Br
     )
 
 
-def configure(directory: Path, password: str, more: str = "") -> None:
-    """Write a node's configuration: one user with this password, no plugins, and `more` lines."""
-    _write_private(directory / "rabbitmq.conf", CONFIGURATION.format(user=USER, password=password) + more)
+def configure(directory: Path, password: str) -> None:
+    """Write a node's configuration: one user with this password, no plugins."""
+    _write_private(directory / "rabbitmq.conf", CONFIGURATION.format(user=USER, password=password))
     (directory / "enabled_plugins").write_text("[].\n")
 
 
-def node_environment(
-    directory: Path, port: int, distribution_port: int, epmd_port: int, name: str = NODE
-) -> dict[str, str]:
+def node_environment(directory: Path, port: int, distribution_port: int, epmd_port: int) -> dict[str, str]:
     """What the node, its epmd and rabbitmqctl have to agree on; foreign RabbitMQ settings must not leak in."""
     loopback_only = "-kernel inet_dist_use_interface {127,0,0,1}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
@@ -172,7 +170,7 @@ def node_environment(
         "LC_ALL": "C.UTF-8",
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": HOST,
-        "RABBITMQ_NODENAME": name,
+        "RABBITMQ_NODENAME": NODE,
         "RABBITMQ_NODE_IP_ADDRESS": HOST,
         "RABBITMQ_NODE_PORT": str(port),
         "RABBITMQ_DIST_PORT": str(distribution_port),

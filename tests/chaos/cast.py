@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.integration.broker_nodes import BrokerNodes
+from tests.chaos.broker_node import BrokerNode
 from tests.integration.federation import LiveFederation, LoggingProcess
 
 CLIENTS = 8
@@ -71,21 +71,20 @@ class ProcessPart:
 class BrokerPart:
     """The only node of the broker."""
 
-    nodes: BrokerNodes
+    node: BrokerNode
     kind: str = "broker"
 
     def start(self) -> None:
         """See `Part`."""
-        self.nodes.start()
-        self.nodes.await_ready()
+        self.node.start()
 
     def signal(self, wanted: signal.Signals) -> None:
         """See `Part`."""
-        self.nodes.send(0, wanted)
+        self.node.send(wanted)
 
     def alive(self) -> bool:
         """See `Part`."""
-        return self.nodes.alive(0)
+        return self.node.alive
 
     def at_work(self) -> bool:
         """See `Part`."""
@@ -131,7 +130,7 @@ class Cast:
     size: Size = field(default_factory=Size)
     parts: list[Part] = field(default_factory=list)
 
-    def start(self, nodes: BrokerNodes, declared: Callable[[], None]) -> None:
+    def start(self, node: BrokerNode, declared: Callable[[], None]) -> None:
         """Start everybody; the broker is there already. `declared` is called when the federation's exchanges exist."""
         federation, clients, size = self.federation, self.federation.clients, self.size
         shares = [clients[number :: size.workers] for number in range(size.workers)]
@@ -147,7 +146,7 @@ class Cast:
         ]
         for part in others:
             part.start()
-        self.parts = [leading, *others, BrokerPart(nodes)]
+        self.parts = [leading, *others, BrokerPart(node)]
 
     def _start_stage(self) -> LoggingProcess:
         return self.federation.start_stage(**CONNECTION)

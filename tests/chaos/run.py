@@ -11,10 +11,10 @@ from pathlib import Path
 from coordinator.output import Evaluator
 from shared.modellog.reader import LogReader
 from shared.workloads.loading import load_workload
+from tests.chaos.broker_node import BrokerNode, broker_node
 from tests.chaos.cast import CLIENTS, RECORD_PRIVACY, Cast, Size, ledgers, settings, wait_for_versions
 from tests.chaos.checks import LedgerWatch, check_log, check_spending, tap_words, words_that_left
 from tests.chaos.vandal import Vandal
-from tests.integration.broker_nodes import BrokerNodes, broker_nodes
 from tests.integration.federation import LiveFederation
 
 WORKLOAD = "digits"
@@ -53,12 +53,12 @@ def run_chaos(
         TimeoutError: no versions come although nobody disturbs any more.
     """
     (root / "broker").mkdir(parents=True)
-    with broker_nodes(root / "broker") as nodes:
-        federation = make_federation(root / "disturbed", nodes, ROUNDS_MAX, private)
+    with broker_node(root / "broker") as node:
+        federation = make_federation(root / "disturbed", node, ROUNDS_MAX, private)
         cast, watch = Cast(federation, size or Size()), LedgerWatch()
         vandal = Vandal(cast, random.Random(seed), say)
         try:
-            cast.start(nodes, lambda: tap_words(federation))
+            cast.start(node, lambda: tap_words(federation))
             wait_for_versions(cast, 1, START_S)
             kills = round(KILLS_PER_MINUTE * seconds / 60)
             vandal.rampage(seconds, kills, lambda: watch.look(ledgers(federation.root, federation.clients)))
@@ -73,8 +73,8 @@ def run_chaos(
 def run_undisturbed(root: Path, versions: int, private: bool) -> float:
     """The accuracy of a run of as many versions that nobody disturbs."""
     (root / "broker-2").mkdir(parents=True)
-    with broker_nodes(root / "broker-2") as nodes:
-        federation = make_federation(root / "undisturbed", nodes, versions, private)
+    with broker_node(root / "broker-2") as node:
+        federation = make_federation(root / "undisturbed", node, versions, private)
         try:
             federation.start_stage()
             coordinator = federation.start_coordinator()
@@ -85,11 +85,11 @@ def run_undisturbed(root: Path, versions: int, private: bool) -> float:
             federation.end()
 
 
-def make_federation(root: Path, nodes: BrokerNodes, rounds: int, private: bool) -> LiveFederation:
+def make_federation(root: Path, node: BrokerNode, rounds: int, private: bool) -> LiveFederation:
     """A federation of the cast's settings; only the number of rounds differs."""
     root.mkdir()
     privacy = RECORD_PRIVACY if private else None
-    return LiveFederation(root, nodes.urls, WORKLOAD, CLIENTS, settings(rounds, privacy))
+    return LiveFederation(root, node.url, WORKLOAD, CLIENTS, settings(rounds, privacy))
 
 
 def judge(federation: LiveFederation, vandal: Vandal, watch: LedgerWatch, recovered_s: float) -> Outcome:

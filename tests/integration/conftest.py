@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared.errors import BrokerUnavailable
-from tests.integration.broker_nodes import BrokerNodes, broker_nodes
 from tests.integration.federation import LiveFederation
 
 MakeFederation = Callable[..., LiveFederation]
@@ -39,21 +35,3 @@ def make_federation(tmp_path: Path, rabbitmq_url: str) -> Iterator[MakeFederatio
     yield make
     for federation in made:
         federation.close()
-
-
-@pytest.fixture
-def start_nodes(tmp_path: Path) -> Iterator[Callable[[int], BrokerNodes]]:
-    """Starts nodes of a broker that the test may kill."""
-    root = tmp_path / "broker"
-    root.mkdir()
-    with contextlib.ExitStack() as stack:
-
-        def start(count: int) -> BrokerNodes:
-            try:
-                return stack.enter_context(broker_nodes(root, count))
-            except BrokerUnavailable as error:
-                if os.environ.get("CI"):
-                    pytest.fail(f"no RabbitMQ for the tests: {error}")
-                pytest.skip(f"no RabbitMQ for the tests: {error}")
-
-        yield start
