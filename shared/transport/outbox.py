@@ -44,6 +44,11 @@ class Outbox:
         return not self._waiting and not self._in_flight
 
     @property
+    def nothing_in_flight(self) -> bool:
+        """Whether every publish that was sent is settled."""
+        return not self._in_flight
+
+    @property
     def through(self) -> int:
         """The watermark: every publish with a sequence number up to this one is settled. Never falls."""
         for line in (self._in_flight.values(), self._waiting):

@@ -63,6 +63,7 @@ class Publisher:
         self._user = ""
         self._channel: Channel | None = None
         self._opening = False
+        self._distrusted = False
         self._undeclared: list[_Declaration] = []
         self._declaring = False
         self._events: list[TransportEvent] = []
@@ -133,7 +134,7 @@ class Publisher:
     def lost(self) -> None:
         """The connection is gone: everything unsettled waits for the next one."""
         self._connection = self._channel = None
-        self._opening = self._declaring = False
+        self._opening = self._declaring = self._distrusted = False
         with self._changed:
             self._outbox.channel_lost()
         self._announce()
@@ -224,7 +225,7 @@ class Publisher:
 
     def _flush(self) -> None:
         channel = self._channel
-        ready = channel is not None and channel.is_open
+        ready = channel is not None and channel.is_open and not self._distrusted
         with self._changed:
             self._waking = False
             batch = self._outbox.take() if ready else []
@@ -250,8 +251,9 @@ class Publisher:
         with self._changed:
             settled = self._outbox.settle(method.delivery_tag, multiple=method.multiple)
         if isinstance(method, spec.Basic.Nack):
+            self._distrusted = True
             for pending in settled:
-                self._refuse(pending, "the broker rejected it: its queue is full")
+                self._refuse(pending, "the broker rejected it: its queue is full, or has no leader")
         self._failures = 0
         self._go_on(_MISSING)
         self._announce_soon()
@@ -283,8 +285,26 @@ class Publisher:
             events.append(Confirmed(through))
         if events:
             self._sink(events)
+        self._renew_channel()
         # On probation the next one leaves when the one before is settled.
         self._flush()
+
+    def _renew_channel(self) -> None:
+        """Leave a channel on which something was rejected, as soon as nothing is in flight on it any more.
+
+        RabbitMQ 3.10 looks up a quorum queue's leader once per channel. If that node was lost and no other was elected
+        yet, it rejects whatever comes on this channel until the lost node is back.
+        """
+        channel = self._channel
+        if not self._distrusted or channel is None or not channel.is_open:
+            return
+        with self._changed:
+            if not self._outbox.nothing_in_flight:
+                return
+            self._outbox.channel_lost()
+        self._distrusted, self._channel = False, None
+        channel.close()
+        self._open_channel()
 
     def _retry(self, work: Callable[[], None]) -> None:
         assert self._link is not None

@@ -13,11 +13,13 @@ from urllib.parse import urlsplit
 import pika
 import pytest
 
+from deploy.brokers.broker import Broker
 from shared.errors import BrokerUnavailable
 from shared.transport.port import Connected, Disconnected, Queue, QueueKind, Refused
 from shared.transport.rabbitmq import BrokerSettings, RabbitMqTransport
 from tests.contracts.bench import Recorder
 from tests.contracts.tcp_proxy import TcpProxy
+from tests.integration.federation import wait_until
 
 COUNT = 2000
 Opener = Callable[..., tuple[RabbitMqTransport, Recorder]]
@@ -139,6 +141,43 @@ def test_every_message_is_consumed_when_the_network_is_cut_again_and_again(
             method, _, body = channel.basic_get(queue.name, auto_ack=True)
             assert method is None or (method.redelivered and int(body) < COUNT), left
             assert time.monotonic() < deadline
+
+
+def test_a_channel_that_rejected_something_is_left_and_nothing_is_lost_or_sent_twice_by_that(
+    restartable_broker: Broker, queue: Queue, opened: Opener
+) -> None:
+    # RabbitMQ 3.10 rejects for ever on a channel that found a queue without a leader, so no such channel is trusted.
+    def confirming_channels() -> set[str]:
+        lines = restartable_broker.ctl("list_channels", "pid", "confirm").splitlines()
+        return {line.split()[0] for line in lines if line.endswith("true")}
+
+    full = Queue(
+        name=f"{queue.name}.full", kind=QueueKind.QUORUM, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+    )
+    with pika.BlockingConnection(pika.URLParameters(restartable_broker.url)) as connection:
+        connection.channel().queue_declare(full.name, durable=True, arguments=full.declared_arguments)
+        publisher, published = opened(restartable_broker.url)
+        publisher.publish("", queue.name, b"-1")
+        published.wait_settled(1)
+        first = confirming_channels()
+        bodies = [b"%d" % number for number in range(COUNT)]
+
+        for number, body in enumerate(bodies):
+            publisher.publish("", queue.name, body)
+            if number % 10 == 0:
+                publisher.publish("", full.name, body)
+        published.wait_settled(1 + COUNT + COUNT // 10)
+        # What is left of the queue's credit is used up one by one.
+        for number in range(COUNT // 10):
+            published.wait_settled(publisher.publish("", full.name, b"%d" % number))
+        connection.channel().queue_delete(full.name)
+
+        assert len(published.of(Refused)) > COUNT // 20
+        assert len(first) == 1
+        wait_until(lambda: len(now := confirming_channels()) == 1 and now != first, "another channel, and one only")
+    consumer, consumed = opened(restartable_broker.url)
+    consumer.consume(queue, prefetch=2 * COUNT)
+    assert [delivery.body for delivery in consumed.wait_deliveries(queue, 1 + COUNT)] == [b"-1", *bodies]
 
 
 @pytest.mark.slow
