@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -153,6 +154,34 @@ def test_two_hundred_kills_lose_no_charge(tmp_path: Path) -> None:
     assert min(charges, drops) > 10
 
 
+def calls_of(trace: str) -> Iterator[tuple[str, bool]]:
+    """System calls as strace tells them, each when it begins (False) and whole when it has returned (True).
+
+    A call during which another thread's call is told stands in two lines.
+    """
+    begun: dict[str, str] = {}
+    for line in trace.splitlines():
+        thread, _, call = line.partition(" ")
+        call, interrupted, _ = call.partition(" <unfinished ...>")
+        rest = call.partition(" resumed>")[2]
+        if not rest:
+            yield call, False
+        if interrupted:
+            begun[thread] = call
+        else:
+            yield begun.pop(thread) + rest if rest else call, True
+
+
+def test_calls_are_read_whole_when_another_thread_interrupts_them() -> None:
+    trace = "7 pwrite64(4</c/ledger.log>, 1) = 1\n7 fdatasync(4</c/ledger.log> <unfinished ...>\n"
+    trace += '8 sendto(5, "WORDS c", 7) = 7\n7 <... fdatasync resumed>) = 0\n'
+    assert [call for call, returned in calls_of(trace) if returned] == [
+        "pwrite64(4</c/ledger.log>, 1) = 1",
+        'sendto(5, "WORDS c", 7) = 7',
+        "fdatasync(4</c/ledger.log>) = 0",
+    ]
+
+
 def test_the_ledgers_fsync_returns_before_the_words_go_to_the_socket(tmp_path: Path) -> None:
     strace = shutil.which("strace")
     if strace is None:
@@ -164,15 +193,14 @@ def test_the_ledgers_fsync_returns_before_the_words_go_to_the_socket(tmp_path: P
     done = subprocess.run(order, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
-    # A system call stands in the trace when it has returned; one that another thread interrupts is told in two parts.
     ledger = re.compile(r"(pwrite64|fdatasync)\(\d+<[^>]*/(client-\d+)/ledger\.log>.*= \d+$")
     words = re.compile(r'sendto\(.*"WORDS (client-\d+)"')
     since: dict[str, list[str]] = {}
     sent = 0
-    for line in trace.read_text(errors="replace").splitlines():
-        if found := ledger.search(line):
+    for call, returned in calls_of(trace.read_text(errors="replace")):
+        if returned and (found := ledger.search(call)):
             since.setdefault(found[2], []).append(found[1])
-        elif found := words.search(line):
+        elif not returned and (found := words.search(call)):
             assert since.pop(found[1])[-2:] == ["pwrite64", "fdatasync"], f"words of {found[1]} left uncharged"
             sent += 1
     assert sent == traced_life.CLIENTS * traced_life.ROUNDS
