@@ -9,8 +9,8 @@ exception of a handler can reach an I/O thread, and no training can starve a hea
 
 What an adapter promises:
 
-* `publish` is at least once for persistent messages. A publish that was not confirmed when a connection broke is
-  sent again, in the original order, after the reconnect; consumers must be idempotent. A transient message may be lost.
+* `publish` is at least once for persistent messages. A publish that was not confirmed when a connection broke, or for
+  too long, is sent again, in the original order; consumers must be idempotent. A transient message may be lost.
 * `Confirmed.through` is a watermark: every publish up to and including it has been taken over by the broker,
   or was reported as `Refused`.
 * Consumers, exclusive queues and their bindings are restored after a reconnect. Streams go on behind the last
@@ -189,7 +189,7 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Publishing stands still (`active`) or goes on: a resource alarm of the broker, an exchange not declared yet."""
+    """Publishing stands still (`active`) or goes on: the broker's alarm, an exchange not declared yet, no confirm."""
 
     active: bool
     reason: str

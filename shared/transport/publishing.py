@@ -28,8 +28,12 @@ _NOT_FOUND = 404
 # RabbitMQ's words, behind a 404, for a queue that is there but not up yet, as a stream is behind a restart.
 _NOT_UP_YET = "is down or inaccessible"
 _TRANSIENT, _PERSISTENT = 1, 2
-# Why publishing stands still: the broker's resource alarm, or an exchange or queue that is not there (yet).
-_ALARM, _MISSING = "alarm", "missing"
+# Why publishing stands still: the broker's resource alarm, an exchange or queue that is not there (yet), or no confirm.
+_ALARM, _MISSING, _SILENCE = "alarm", "missing", "silence"
+PATIENCE_S, _PATIENCE_MAX_S = 15.0, 480.0
+"""So long nothing is confirmed before it is all sent again on another channel: a broker that loses the leader of a
+stream may lose a publish with it, and keep the connection. The time doubles while that does not help."""
+_WATCH_S = 0.5
 _CLOSED = "the transport is closed"
 
 
@@ -69,6 +73,9 @@ class Publisher:
         self._events: list[TransportEvent] = []
         self._announcing = False
         self._announced = 0
+        self._watching = False
+        self._heard_at = 0.0
+        self._patience_s = PATIENCE_S
         self._standstill: dict[str, str] = {}
         self._failures = 0
 
@@ -127,6 +134,9 @@ class Publisher:
         self._user = endpoint.user
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(lambda *_: self._go_on(_ALARM))
+        if not self._watching:
+            self._watching = True
+            self._watch()
         with self._changed:
             self._undeclared = list(self._declarations)
         self._declare_next()
@@ -203,7 +213,7 @@ class Publisher:
         channel.add_on_close_callback(self._channel_closed)
         channel.add_on_return_callback(self._on_return)
         # Needs no answer: the broker reads it before the publishes that follow.
-        channel.confirm_delivery(self._on_confirm)
+        channel.confirm_delivery(partial(self._on_confirm, channel))
         self._flush()
 
     def _channel_closed(self, channel: Channel, error: BaseException) -> None:
@@ -228,6 +238,8 @@ class Publisher:
         ready = channel is not None and channel.is_open and not self._distrusted
         with self._changed:
             self._waking = False
+            if self._outbox.nothing_in_flight:
+                self._heard_at = time.monotonic()
             batch = self._outbox.take() if ready else []
         for pending in batch:
             assert channel is not None
@@ -246,7 +258,9 @@ class Publisher:
             return spec.BasicProperties(delivery_mode=_PERSISTENT, user_id=self._user, message_id=identity)
         return spec.BasicProperties(delivery_mode=_TRANSIENT, user_id=self._user)
 
-    def _on_confirm(self, frame: Any) -> None:
+    def _on_confirm(self, channel: Channel, frame: Any) -> None:
+        if channel is not self._channel:
+            return  # its tags mean nothing any more
         method = frame.method
         with self._changed:
             settled = self._outbox.settle(method.delivery_tag, multiple=method.multiple)
@@ -255,10 +269,14 @@ class Publisher:
             for pending in settled:
                 self._refuse(pending, "the broker rejected it: its queue is full, or has no leader")
         self._failures = 0
+        self._heard_at, self._patience_s = time.monotonic(), PATIENCE_S
         self._go_on(_MISSING)
+        self._go_on(_SILENCE)
         self._announce_soon()
 
-    def _on_return(self, _channel: Channel, method: Any, properties: spec.BasicProperties, _body: bytes) -> None:
+    def _on_return(self, channel: Channel, method: Any, properties: spec.BasicProperties, _body: bytes) -> None:
+        if channel is not self._channel:
+            return
         # The confirm of the same message follows, and moves the watermark behind this event.
         self._events.append(Refused(int(properties.message_id), method.routing_key, "no queue is bound for it"))
         self._announce_soon()
@@ -285,26 +303,41 @@ class Publisher:
             events.append(Confirmed(through))
         if events:
             self._sink(events)
-        self._renew_channel()
+        if self._distrusted and self._outbox_settled():
+            self._leave_channel()
         # On probation the next one leaves when the one before is settled.
         self._flush()
 
-    def _renew_channel(self) -> None:
-        """Leave a channel on which something was rejected, as soon as nothing is in flight on it any more.
+    def _outbox_settled(self) -> bool:
+        with self._changed:
+            return self._outbox.nothing_in_flight
+
+    def _leave_channel(self) -> None:
+        """Go on with another channel; what is not settled is sent again on it.
 
         RabbitMQ 3.10 looks up a quorum queue's leader once per channel. If that node was lost and no other was elected
         yet, it rejects whatever comes on this channel until the lost node is back.
         """
         channel = self._channel
-        if not self._distrusted or channel is None or not channel.is_open:
+        if channel is None or not channel.is_open:
             return
         with self._changed:
-            if not self._outbox.nothing_in_flight:
-                return
             self._outbox.channel_lost()
         self._distrusted, self._channel = False, None
         channel.close()
         self._open_channel()
+
+    def _watch(self) -> None:
+        """Look for a channel on which nothing is confirmed any more."""
+        silent_s = time.monotonic() - self._heard_at
+        if _ALARM in self._standstill:
+            self._heard_at = time.monotonic()
+        elif self._channel is not None and silent_s > self._patience_s and not self._outbox_settled():
+            self._stand_still(_SILENCE, f"nothing was confirmed for {self._patience_s:.0f} s; it is sent again")
+            self._patience_s = min(2 * self._patience_s, _PATIENCE_MAX_S)
+            self._leave_channel()
+        assert self._link is not None
+        self._link.later(_WATCH_S, self._watch)
 
     def _retry(self, work: Callable[[], None]) -> None:
         assert self._link is not None

@@ -8,14 +8,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import pika
 import pytest
+from pika.channel import Channel
 
 from deploy.brokers.broker import Broker
 from shared.errors import BrokerUnavailable
-from shared.transport.port import Connected, Disconnected, Queue, QueueKind, Refused
+from shared.transport import publishing
+from shared.transport.port import Blocked, Connected, Disconnected, Queue, QueueKind, Refused
 from shared.transport.rabbitmq import BrokerSettings, RabbitMqTransport
 from tests.contracts.bench import Recorder
 from tests.contracts.tcp_proxy import TcpProxy
@@ -178,6 +181,34 @@ def test_a_channel_that_rejected_something_is_left_and_nothing_is_lost_or_sent_t
     consumer, consumed = opened(restartable_broker.url)
     consumer.consume(queue, prefetch=2 * COUNT)
     assert [delivery.body for delivery in consumed.wait_deliveries(queue, 1 + COUNT)] == [b"-1", *bodies]
+
+
+def test_what_is_never_confirmed_is_sent_again_on_another_channel(
+    rabbitmq_url: str, queue: Queue, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = publishing.Publisher._on_confirm
+    silent: list[Channel] = []
+
+    def deaf_on_the_first_channel(publisher: publishing.Publisher, channel: Channel, frame: Any) -> None:
+        silent[:] = silent or [channel]
+        if channel is not silent[0]:
+            heard(publisher, channel, frame)
+
+    monkeypatch.setattr(publishing.Publisher, "_on_confirm", deaf_on_the_first_channel)
+    monkeypatch.setattr(publishing, "PATIENCE_S", 0.2)
+    publisher, published = opened(rabbitmq_url)
+    bodies = [b"%d" % number for number in range(5)]
+    for body in bodies:
+        publisher.publish("", queue.name, body)
+    published.wait_settled(5)
+
+    assert [(event.active, "confirmed" in event.reason) for event in published.of(Blocked)] == [
+        (True, True),
+        (False, True),
+    ]
+    consumer, consumed = opened(rabbitmq_url)
+    consumer.consume(queue, prefetch=100)
+    assert [delivery.body for delivery in consumed.wait_deliveries(queue, 10)] == bodies * 2
 
 
 @pytest.mark.slow
