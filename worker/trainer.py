@@ -115,7 +115,13 @@ class Trainer:
         """
         try:
             records = self._records_of(client)
-            measured = measure(self._workload, self._model, order.weights, records.validation)
+            measured = measure(
+                self._workload,
+                self._model,
+                order.weights,
+                records.validation,
+                float_buffers=self._plan.float_buffers,
+            )
             outcome = self._train(client, order, records.training, should_stop)
         except TrainingStopped:
             return None

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
+from shared.codec.flatten import layout_of, read_weights
 from shared.codec.validation import validation_slots
+from shared.plan import Plan
 from tests.simulation.federation import run_plan
 from tests.tiny_workload import TINY_DIMENSION, TinyWorkload
 from worker.events import Train, TrainingFinished
@@ -133,6 +135,11 @@ def test_without_a_share_nothing_is_held_out_and_a_client_with_too_few_records_s
     np.testing.assert_array_equal(plain.values, few.values)
 
 
+def measured_plan(**fields: Any) -> Plan:
+    bounds = {"loss": 50.0, **validation_slots({"loss": 50.0})}
+    return run_plan(TinyWorkload(), 2, evaluation={"client_share": 0.2}, metric_bounds=bounds, **fields)
+
+
 def test_measuring_leaves_the_model_as_training_finds_it() -> None:
     class Normalized(Line):
         def model(self) -> nn.Module:
@@ -140,16 +147,32 @@ def test_measuring_leaves_the_model_as_training_finds_it() -> None:
             return nn.Sequential(nn.Linear(3, 1), nn.BatchNorm1d(1))
 
     workload = Normalized()
-    plan = run_plan(
-        TinyWorkload(),
-        2,
-        evaluation={"client_share": 0.2},
-        metric_bounds={"loss": 50.0, **validation_slots({"loss": 50.0})},
-    )
-    trainer = Trainer(workload, plan, lambda _: None, 0)
+    trainer = Trainer(workload, measured_plan(), lambda _: None, 0)
     order = Train(TaskId(0, 0), np.ones(6, np.float32))
     first, second = (trainer.run("client-0", order, lambda: False) for _ in range(2))
     assert first is not None
     assert second is not None
     np.testing.assert_array_equal(first.outcome.values, second.outcome.values)  # type: ignore[union-attr]
     assert first.outcome.metrics == second.outcome.metrics  # type: ignore[union-attr]
+
+
+def test_statistics_that_federate_are_measured_as_they_were_received() -> None:
+    class Shifted(Line):
+        def model(self) -> nn.Module:
+            return nn.BatchNorm1d(3, affine=True)
+
+        def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return outputs.square().mean()
+
+    plan = measured_plan(float_buffers=True, codec={"selection": "dense", "density": 1.0})
+    model = nn.BatchNorm1d(3)
+    with torch.no_grad():
+        model.running_mean.fill_(2.0)  # type: ignore[union-attr,operator]
+    assert layout_of(model, float_buffers=True).names[-2:] == ("running_mean", "running_var")
+    order = Train(TaskId(0, 0), read_weights(model, float_buffers=True))
+
+    result = Trainer(Shifted(), plan, lambda _: None, 0).run("client-0", order, lambda: False)
+
+    assert result is not None
+    assert isinstance(result.outcome, TrainingFinished), result.outcome
+    assert result.outcome.metrics["validation_loss"] == pytest.approx(4.0, rel=1e-4)

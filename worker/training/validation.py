@@ -59,11 +59,16 @@ def held_out_places(count: int, share: float, seed: int) -> npt.NDArray[np.int64
     return edges[:-1] + (offsets * np.diff(edges)).astype(np.int64)
 
 
-def measure(workload: Workload, model: nn.Module, weights: FloatVector, records: Examples | None) -> dict[str, float]:
-    """Return "loss" and the workload's metrics of these weights, means over `records`; nothing without records."""
+def measure(
+    workload: Workload, model: nn.Module, weights: FloatVector, records: Examples | None, *, float_buffers: bool = False
+) -> dict[str, float]:
+    """Return "loss" and the workload's metrics of these weights, means over `records`; nothing without records.
+
+    `float_buffers`: as in `shared.codec.flatten.layout_of`.
+    """
     if records is None:
         return {}
-    write_weights(model, weights)
+    write_weights(model, weights, float_buffers=float_buffers)
     return evaluate(workload, model, records)
 
 
