@@ -41,6 +41,8 @@ def batches(dataset: Examples, size: int, generator: torch.Generator | None = No
 def evaluate(workload: Workload, model: nn.Module, dataset: Examples) -> dict[str, float]:
     """Return the mean of "loss" and of the workload's metrics over a dataset; leaves the model's mode as it was.
 
+    Records are taken to the device where the model's parameters are.
+
     Raises:
         WorkloadError: the dataset is empty.
     """
@@ -48,11 +50,12 @@ def evaluate(workload: Workload, model: nn.Module, dataset: Examples) -> dict[st
     count = example_count(dataset)
     if count == 0:
         raise WorkloadError("workload: there is nothing to evaluate on; evaluation_data() is empty")
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
         with torch.inference_mode():
-            for features, targets in batches(dataset, _EVALUATION_BATCH):
+            for batch in batches(dataset, _EVALUATION_BATCH):
+                features, targets = (tensor.to(device) for tensor in batch)
                 outputs = model(features)
                 values: Mapping[str, float] = workload.metrics(outputs, targets)
                 for name, value in {**values, "loss": float(workload.loss(outputs, targets))}.items():

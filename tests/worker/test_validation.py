@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 from shared.codec.flatten import layout_of, read_weights
 from shared.codec.validation import validation_slots
 from shared.plan import Plan
+from shared.workloads.batches import evaluate
 from tests.simulation.federation import run_plan
 from tests.tiny_workload import TINY_DIMENSION, TinyWorkload
 from worker.events import Train, TrainingFinished
@@ -176,3 +177,18 @@ def test_statistics_that_federate_are_measured_as_they_were_received() -> None:
     assert result is not None
     assert isinstance(result.outcome, TrainingFinished), result.outcome
     assert result.outcome.metrics["validation_loss"] == pytest.approx(4.0, rel=1e-4)
+
+
+def test_records_are_measured_where_the_model_is() -> None:
+    class Elsewhere(TinyWorkload):
+        def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            assert outputs.device == targets.device == torch.device("meta")
+            return torch.zeros(())
+
+        def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+            return {}
+
+    workload = Elsewhere()
+    records = workload.client_data("client-0", None)
+    # The device without memory refuses records of the processor, as every other one does.
+    assert evaluate(workload, workload.model().to("meta"), records) == {"loss": 0.0}
