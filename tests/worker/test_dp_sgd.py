@@ -132,6 +132,27 @@ class Centered(nn.Module):
         return x - x.mean(dim=0)
 
 
+class CenteredInTraining(Centered):
+    """Looks at the batch where it matters."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if self.training else x
+
+
+class Running(nn.Module):
+    """Looks at one record at a time, and remembers it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = self.mean
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(dim=0).detach()
+        return x - seen
+
+
 @pytest.mark.parametrize(
     ("layer", "told"),
     [
@@ -139,6 +160,8 @@ class Centered(nn.Module):
         (nn.BatchNorm1d(64, affine=False, track_running_stats=False), "BatchNorm1d"),
         (nn.InstanceNorm1d(64, track_running_stats=True), "InstanceNorm1d"),
         (Centered(), "depends on the others of its batch"),
+        (CenteredInTraining(), "depends on the others of its batch"),
+        (Running(), "training changes the model's buffer '1.mean'"),
     ],
 )
 def test_models_whose_records_meet_are_refused(layer: nn.Module, told: str) -> None:

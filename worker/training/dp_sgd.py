@@ -124,7 +124,8 @@ def check_model(model: nn.Module, dataset: Examples) -> None:
     """Refuse a model in which records influence each other: clipping each by itself would bound nothing.
 
     Raises:
-        WorkloadError: it has layers that look at a whole batch, or its outputs show that something in it does.
+        WorkloadError: it has layers that look at a whole batch, or its outputs show that something in it does, or
+            a buffer of it moves with what it is trained on.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, _BatchNorm) or getattr(layer, "track_running_stats", False):
@@ -132,19 +133,36 @@ def check_model(model: nn.Module, dataset: Examples) -> None:
                 f"workload: {name} is a {type(layer).__name__}, which mixes the records of a batch, so no record's "
                 "influence can be bounded; use GroupNorm or LayerNorm with privacy.level 'record', or set it to 'off'"
             )
-    if example_count(dataset) < 2:
+    if example_count(dataset) == 0:
         return
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            features, _ = next(iter(batches(dataset, _PROBED)))
-            features = features.to(next(model.parameters()).device)
-            together, alone = model(features)[0], model(features[:1])[0]
-    finally:
-        model.train(was_training)
-    if not torch.allclose(together, alone, rtol=_INDEPENDENT, atol=_INDEPENDENT):
+    features, _ = next(iter(batches(dataset, _PROBED)))
+    features = features.to(next(model.parameters()).device)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    # In training among copies of itself: a batch of the same size draws the same dropout.
+    compared = [
+        [_first_output(model, batch, training) for batch in (features, other)]
+        for training, other in ((False, features[:1]), (True, features[:1].expand_as(features)))
+    ]
+    moved = next((name for name, now in model.named_buffers() if not torch.equal(now, before[name])), None)
+    if moved is not None:
+        raise WorkloadError(
+            f"workload: training changes the model's buffer {moved!r}, through which records reach later steps past "
+            "clipping and noise; leave it out, or set privacy.level to 'off'"
+        )
+    if not all(torch.allclose(one, two, rtol=_INDEPENDENT, atol=_INDEPENDENT) for one, two in compared):
         raise WorkloadError(
             "workload: the model's output for a record depends on the others of its batch, so no record's influence "
             "can be bounded; make it a function of single records, or set privacy.level to 'off'"
         )
+
+
+def _first_output(model: nn.Module, features: torch.Tensor, training: bool) -> torch.Tensor:
+    """What the model answers to the first record of a batch; its random draws are the same every time."""
+    was_training = model.training
+    model.train(training)
+    try:
+        with torch.no_grad(), seeded_draws(features.device, 0):
+            output: torch.Tensor = model(features)[0]
+            return output
+    finally:
+        model.train(was_training)
