@@ -182,7 +182,7 @@ class ClientMachine:
             case RunCharged(counter) if self.phase is Phase.CHARGING:
                 self._counter = counter
                 self._spending.add(self._cost())
-                yield from self._say_failed()
+                self.phase = Phase.FAILED
             case Mismatch(reason, by_policy) if self.phase not in _GONE:
                 self.phase, self._reason = Phase.OBJECTING if by_policy else Phase.MISMATCH, reason
             case Drain(at_once) | HandOver(at_once) | Leave(at_once):
@@ -296,7 +296,7 @@ class ClientMachine:
         assert chain is not None
         assert plan is not None
         if isinstance(event, TrainingFailed):
-            yield from self._fail(event.reason)
+            yield from self._fail(event.reason, event.detail)
             return
         trained_head = chain.head_of(event.task.version)
         if trained_head is None:
@@ -317,18 +317,15 @@ class ClientMachine:
         self._saving = (event.values, meta)
         yield SaveUpdate(event.values, meta)
 
-    def _fail(self, reason: str) -> Iterator[WorkerEffect]:
-        """A failure says something about the data, so it is charged before it is told."""
+    def _fail(self, reason: str, detail: str = "") -> Iterator[WorkerEffect]:
+        """A failure says something about the data, so it is charged before it is told; only our own log has details."""
         assert self._last_task is not None
         self.phase, self._reason, charge = Phase.CHARGING, reason, self._cost()
+        yield note("training_failed", "error", client=self._seat.client, reason=detail or reason)
         if charge is None:
-            yield from self._say_failed()
+            self.phase = Phase.FAILED
         else:
             yield ChargeRun(self._last_task, charge)
-
-    def _say_failed(self) -> Iterator[WorkerEffect]:
-        self.phase = Phase.FAILED
-        yield note("training_failed", "error", client=self._seat.client, reason=self._reason)
 
     # ── offer and group ──────────────────────────────────────────────────────────────────────────────────────────────
 

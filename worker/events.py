@@ -38,10 +38,14 @@ class TrainingFinished:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFailed:
-    """A training run raised; the reason is one line."""
+    """A training run raised; the reason is one line, which the coordinator is told.
+
+    `detail` is for the worker's own log, if that says more: what foreign code raises may quote a record.
+    """
 
     task: TaskId
     reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,9 @@ class Trainer:
         except ComitiaError as error:
             return Trained(client, TrainingFailed(order.task, str(error)))
         except Exception as error:  # noqa: BLE001 - a workload is foreign code: its failure is this client's alone
-            return Trained(client, TrainingFailed(order.task, f"{type(error).__name__}: {error}"))
+            kind = type(error).__name__
+            failed = TrainingFailed(order.task, f"{kind}; the worker's log says more", f"{kind}: {error}")
+            return Trained(client, failed)
         metrics = {**outcome.metrics, **slot_values(measured, self._plan.metric_bounds)}
         return Trained(client, TrainingFinished(order.task, outcome.update, outcome.num_examples, metrics))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared.codec.positions import decode_positions
 from shared.codec.quantize import open_mean, open_slots, read_words
-from shared.effects import Publish, Settle
+from shared.effects import Note, Publish, Settle
 from shared.errors import RefusalReason
 from shared.privacy.accountant import epsilon_of
 from shared.rounds import ground_of, transcript_of
@@ -242,6 +242,15 @@ def test_a_failed_run_is_told_once_and_the_next_version_is_tried() -> None:
     client.book.step(np.ones(D, np.float32))
     assert [order.task for order in only(Train, client.do(LogMoved()))] == [TaskId(1, 0)]
     assert [s.state for s in statuses(client, client.handle(Tick(), STATUS_DEBOUNCE_S))] == [ClientState.TRAINING]
+
+
+def test_the_detail_of_a_failure_stays_in_the_workers_log() -> None:
+    client = Client()
+    client.to_training()
+    effects = client.handle(TrainingFailed(TaskId(0, 0), "KeyError", "KeyError: 'Doe'"))
+
+    assert [status.reason for status in statuses(client, effects)] == ["KeyError"]
+    assert [note.fields["reason"] for note in only(Note, effects)] == ["KeyError: 'Doe'"]
 
 
 @pytest.mark.parametrize("outcome", ["finished", "failed"])

@@ -72,10 +72,14 @@ def test_a_clients_data_are_loaded_once_from_its_own_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
-    [(KeyError("age"), "KeyError: 'age'"), (WorkloadError("workload: no file x"), "workload: no file x")],
+    ("error", "failure"),
+    [
+        # What foreign code says may quote a record.
+        (KeyError("Doe"), TrainingFailed(TaskId(0, 0), "KeyError; the worker's log says more", "KeyError: 'Doe'")),
+        (WorkloadError("workload: no file x"), TrainingFailed(TaskId(0, 0), "workload: no file x")),
+    ],
 )
-def test_whatever_a_workload_raises_is_this_runs_failure(error: Exception, reason: str) -> None:
+def test_whatever_a_workload_raises_is_this_runs_failure(error: Exception, failure: TrainingFailed) -> None:
     class Broken(TinyWorkload):
         tries = 0
 
@@ -86,7 +90,7 @@ def test_whatever_a_workload_raises_is_this_runs_failure(error: Exception, reaso
             return super().client_data(client, path)
 
     shared = trainer(Broken())
-    assert shared.run("client-0", order(), lambda: False) == Trained("client-0", TrainingFailed(TaskId(0, 0), reason))
+    assert shared.run("client-0", order(), lambda: False) == Trained("client-0", failure)
     finished(shared.run("client-0", order(), lambda: False))
 
 
