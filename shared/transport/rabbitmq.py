@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import pika
@@ -53,8 +53,8 @@ class RabbitMqTransport:
         self._depths = DepthReader()
         self._close_lock = threading.Lock()
         self._closed = False
-        publishing = _PublishingSide(self._publisher, self._status)
-        consuming = _ConsumingSide(self._consumer, self._depths, self._status)
+        publishing = _PublishingSide(self._publisher, self._status, self._ended)
+        consuming = _ConsumingSide(self._consumer, self._depths, self._status, self._ended)
         self._publishing_link = Link(f"{name}-publishing", endpoints(settings, f"{name} publishing"), publishing)
         self._consuming_link = Link(f"{name}-consuming", endpoints(settings, f"{name} consuming"), consuming)
         self._publisher.attach(self._publishing_link)
@@ -110,6 +110,11 @@ class RabbitMqTransport:
                 link.stop(_CLOSE_GRACE_S)
             for link in (self._publishing_link, self._consuming_link):
                 link.join()
+
+    def _ended(self) -> None:
+        """One of the two threads ends, on purpose or not: whoever hears nothing any more must not go on publishing."""
+        self._publisher.ended()
+        self._consumer.close()
 
 
 class _Status:
@@ -175,11 +180,11 @@ class _Status:
 class _PublishingSide:
     """Connects the publishing link with the publisher (a `LinkOwner`)."""
 
-    def __init__(self, publisher: Publisher, status: _Status) -> None:
+    def __init__(self, publisher: Publisher, status: _Status, ended: Callable[[], None]) -> None:
         self._publisher = publisher
         self._up = partial(status.up, "publishing")
         self._down = partial(status.down, "publishing")
-        self.on_ended = publisher.ended
+        self.on_ended = ended
 
     def on_open(self, connection: pika.SelectConnection, endpoint: Endpoint) -> None:
         self._up(broker_name(connection))
@@ -193,11 +198,12 @@ class _PublishingSide:
 class _ConsumingSide:
     """Connects the consuming link with the consumer and the depth reader (a `LinkOwner`)."""
 
-    def __init__(self, consumer: Consumer, depths: DepthReader, status: _Status) -> None:
+    def __init__(self, consumer: Consumer, depths: DepthReader, status: _Status, ended: Callable[[], None]) -> None:
         self._consumer = consumer
         self._depths = depths
         self._up = partial(status.up, "consuming")
         self._down = partial(status.down, "consuming")
+        self._ended = ended
 
     def on_open(self, connection: pika.SelectConnection, _endpoint: Endpoint) -> None:
         self._up(broker_name(connection))
@@ -210,5 +216,5 @@ class _ConsumingSide:
         self._down(reason, refused=refused)
 
     def on_ended(self) -> None:
-        self._consumer.close()
+        self._ended()
         self._depths.ended()
