@@ -184,6 +184,8 @@ class ClientMachine:
                 self._spending.add(self._cost())
                 self.phase = Phase.FAILED
             case Mismatch(reason, by_policy) if self.phase not in _GONE:
+                if self.phase is Phase.TRAINING:
+                    yield StopTraining()
                 self.phase, self._reason = Phase.OBJECTING if by_policy else Phase.MISMATCH, reason
             case Drain(at_once) | HandOver(at_once) | Leave(at_once):
                 if self._leaving is None or isinstance(event, Leave):
@@ -213,8 +215,9 @@ class ClientMachine:
     def _advance(self) -> Iterator[WorkerEffect]:
         """Compare where we stand with the log, which may have moved by any number of versions."""
         chain, plan = self._log.chain, self._log.plan
-        if chain is not None and self.phase not in _STANDING:
-            yield from self._leave_the_past(chain)
+        if chain is not None:
+            if self.phase not in _STANDING:
+                yield from self._leave_the_past(chain)
             # Before the look at draining: a group whose draw is closed needs nobody.
             yield from self._in_group(self._member.follow(chain, self._sendable()))
             if self.phase is Phase.SHARING and self._member.state is MemberState.OUT:

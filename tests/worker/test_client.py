@@ -709,6 +709,24 @@ def test_leaving_at_once_is_for_good(phase: Phase, leave: Leaving) -> None:
     assert client.said(Offer, effects) == words_of(client, effects) == []
 
 
+def test_one_that_is_revoked_in_a_group_can_be_let_go_when_the_group_is_over() -> None:
+    client = client_for(Phase.SHARING)
+    client.to_sharing()
+    client.do(Mismatch("this client was revoked"))
+    client.do(HandOver())
+    assert client.phase is Phase.MISMATCH
+
+    client.book.void()
+    client.do(LogMoved())
+    assert client.phase is Phase.RELEASED
+
+
+def test_one_that_is_revoked_in_training_gives_the_run_up() -> None:
+    client = Client()
+    client.to_training()
+    assert len(only(StopTraining, client.do(Mismatch("this client was revoked")))) == 1
+
+
 @pytest.mark.parametrize("by_policy", [False, True])
 @pytest.mark.parametrize("phase", [Phase.WAITING, Phase.IDLE, Phase.TRAINING])
 def test_a_plan_that_does_not_fit_is_told_and_nothing_is_done_any_more(phase: Phase, by_policy: bool) -> None:
