@@ -127,7 +127,7 @@ class Trainer:
             return None
         except ComitiaError as error:
             return Trained(client, TrainingFailed(order.task, str(error)))
-        except Exception as error:  # noqa: BLE001 - a workload is foreign code: its failure is this client's alone
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code: its failure is this client's alone
             kind = type(error).__name__
             failed = TrainingFailed(order.task, f"{kind}; the worker's log says more", f"{kind}: {error}")
             return Trained(client, failed)

@@ -76,10 +76,11 @@ def test_a_clients_data_are_loaded_once_from_its_own_place() -> None:
     [
         # What foreign code says may quote a record.
         (KeyError("Doe"), TrainingFailed(TaskId(0, 0), "KeyError; the worker's log says more", "KeyError: 'Doe'")),
+        (SystemExit(3), TrainingFailed(TaskId(0, 0), "SystemExit; the worker's log says more", "SystemExit: 3")),
         (WorkloadError("workload: no file x"), TrainingFailed(TaskId(0, 0), "workload: no file x")),
     ],
 )
-def test_whatever_a_workload_raises_is_this_runs_failure(error: Exception, failure: TrainingFailed) -> None:
+def test_whatever_a_workload_raises_is_this_runs_failure(error: BaseException, failure: TrainingFailed) -> None:
     class Broken(TinyWorkload):
         tries = 0
 
