@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shared.crypto.signing import VerifyingKey, load_verifying_key
 from shared.directory import DIRECTORY_BYTES_MAX, DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, Directory, open_directory
+from shared.disk import sync_directory
 from shared.errors import DirectoryError
 
 
@@ -103,5 +104,6 @@ def keep_newest(path: Path, members: Membership) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        sync_directory(path.parent)
     except OSError as error:
         raise DirectoryError(f"{path}: cannot be written: {error.strerror}") from error

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from shared.disk import sync_directory
 from shared.errors import StateError
-from worker.storage import is_held, make_directory, sync_directory
+from worker.storage import is_held, make_directory
 
 AWAY_DIRECTORY = ".away"
 

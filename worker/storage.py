@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from shared.disk import sync_directory
 from shared.errors import StateError, StateHeld
 
 Buffer = bytes | memoryview
@@ -322,12 +323,3 @@ def make_directory(path: Path) -> None:
         make_directory(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
         sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Return once the names in a directory are on the disk."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from shared.disk import sync_directory
 from shared.errors import DirectoryError, RefusalReason, RemoteProtocolError
 
 KEY_BYTES = 32
@@ -269,6 +270,7 @@ def _write_new(path: Path, content: bytes, *, mode: int) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        sync_directory(path.parent)
     except FileExistsError as error:
         raise DirectoryError(f"{path}: exists already, and keys are never overwritten") from error
     except OSError as error:
