@@ -115,8 +115,7 @@ class WorkerService:
             encode: makes the words of an update.
             entropy: fresh random bytes of a cryptographic generator: keys, seeds and nonces come from it.
         """
-        self._members = identity.members
-        self._kept = identity.members.signed
+        self._members, self._kept = identity.members, identity.members.signed
         self._keep_directory = keep_directory
         directory = identity.members.directory
         self._federation_id = directory.federation_id
@@ -132,8 +131,7 @@ class WorkerService:
         self._outgoing = Outgoing(transport, self._names)
         self._identity = identity
         self._rounding = rounding
-        self._following = False
-        self._started = False
+        self._following = self._started = False
         self._mismatch: Mismatch | None = None
         self._fsyncs_before = 0
         self._leaving: set[str] = set()
@@ -395,6 +393,8 @@ class WorkerService:
         self._leaving.discard(client)
         self._transport.cancel(self._names.client(client))
         one = self._clients.pop(client)
+        if self._training is not None:
+            self._training.forget(client)
         self._fsyncs_before += one.state.fsyncs
         one.state.close()
         self.telemetry.note(note("client_released", client=client, away=one.machine.phase is Phase.LEFT))

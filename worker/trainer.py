@@ -48,6 +48,9 @@ class Training(Protocol):
     def stop(self, client: str) -> None:
         """Give a run up."""
 
+    def forget(self, client: str) -> None:
+        """Give its run up and let go of its data: it is served here no more."""
+
     def close(self) -> None:
         """Give everything up."""
 
@@ -64,6 +67,9 @@ class Runs(Protocol):
 
     def run(self, client: str, order: Train, should_stop: Callable[[], bool]) -> Trained | None:
         """See `Trainer.run`."""
+
+    def forget(self, client: str) -> None:
+        """See `Trainer.forget`."""
 
 
 class Trainer:
@@ -134,6 +140,10 @@ class Trainer:
         metrics = {**outcome.metrics, **slot_values(measured, self._plan.metric_bounds)}
         return Trained(client, TrainingFinished(order.task, outcome.update, outcome.num_examples, metrics))
 
+    def forget(self, client: str) -> None:
+        """Let go of a client's data; they are loaded again if it comes back."""
+        self._records.pop(client, None)
+
     def _train(self, client: str, order: Train, records: Examples, should_stop: Callable[[], bool]) -> TrainingOutcome:
         seed = self._run_seed(client, order)
         if self._private is None:
@@ -188,6 +198,11 @@ class TrainingThread:
         if stop is not None:
             stop.set()
 
+    def forget(self, client: str) -> None:
+        """See `Training.forget`. In turn: the run that is given up may only be loading them."""
+        self.stop(client)
+        self._executor.submit(self._trainer.forget, client)
+
     def close(self) -> None:
         """Give all runs up and wait for the one in progress to notice."""
         for client in list(self._stops):
@@ -228,6 +243,10 @@ class InlineTraining:
 
     def stop(self, client: str) -> None:
         """Nothing runs between two calls of `start`."""
+
+    def forget(self, client: str) -> None:
+        """See `Training.forget`."""
+        self._trainer.forget(client)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -120,6 +120,10 @@ class _Watching:
         self.attacker.learn(self.inner, order, should_stop)
         return self.inner.run(client, order, should_stop)
 
+    def forget(self, client: str) -> None:
+        """See `worker.trainer.Runs`."""
+        self.inner.forget(client)
+
 
 class _Poisoned:
     """A workload whose clients see flipped labels."""

@@ -85,6 +85,10 @@ class DoomedTraining:
         """See `worker.service.Training`."""
         self._inner.stop(client)
 
+    def forget(self, client: str) -> None:
+        """See `worker.service.Training`."""
+        self._inner.forget(client)
+
     def close(self) -> None:
         """See `worker.service.Training`."""
         self._inner.close()

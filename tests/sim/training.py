@@ -31,6 +31,9 @@ class SimulatedTraining:
     def stop(self, client: str) -> None:
         self._due.pop(client, None)
 
+    def forget(self, client: str) -> None:
+        self.stop(client)
+
     def close(self) -> None:
         self._due.clear()
 

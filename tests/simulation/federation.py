@@ -123,6 +123,10 @@ class TimedTraining:
     def stop(self, client: str) -> None:
         self._due.pop(client, None)
 
+    def forget(self, client: str) -> None:
+        self.stop(client)
+        self._trainer.forget(client)
+
     def close(self) -> None:
         self._due.clear()
 

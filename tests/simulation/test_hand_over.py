@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import TensorDataset
 
 from shared.errors import PlanError
 from shared.transport.port import Delivered
 from shared.wire.framing import split_batch
 from shared.wire.messages import ClientState, Offer, Status, Task
 from tests.simulation.federation import FederationRun, Process
+from tests.tiny_workload import TinyWorkload
 from worker.events import HandOver, Leave
 from worker.ledger import LedgerEnd, SpentMark, read_ledger
 from worker.signs_of_life import Phase
@@ -101,6 +104,26 @@ def test_clients_that_move_all_the_time_in_asynchronous_mode_lose_no_update(secu
     assert all(len({mark.update for mark in one}) == len(one) for one in spent)
     # Every update that was spent is in a version, and none was drawn for nothing.
     assert sum(map(len, spent)) == 4 * run.plan.round.rounds
+
+
+def test_data_of_a_client_that_has_moved_on_are_not_kept() -> None:
+    loaded: list[str] = []
+
+    class Watched(TinyWorkload):
+        def client_data(self, client: str, path: Path | None) -> TensorDataset:
+            loaded.append(client)
+            return super().client_data(client, path)
+
+    run = FederationRun(clients=4, processes=2, workload=Watched())
+    victim = run.shares[0][0]
+    for version, target in ((1, 1), (2, 0)):
+        run.run(until=lambda version=version: run.version == version)  # type: ignore[misc]
+        process(run, 1 - target).service.release([victim], run.now, HandOver(at_once=True))
+        take(run, victim, target)
+    run.run()
+
+    assert loaded.count(victim) == 3
+    assert {loaded.count(client) for client in run.clients if client != victim} == {1}
 
 
 def test_an_unspent_update_goes_along_and_is_offered_from_there() -> None:

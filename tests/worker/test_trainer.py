@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,24 @@ def test_a_clients_data_are_loaded_once_from_its_own_place() -> None:
     assert asked == [("client-0", Path("data/client-0")), ("client-1", Path("data/client-1"))]
 
 
+def test_data_of_a_client_that_is_forgotten_are_let_go_of_and_loaded_anew() -> None:
+    loaded: list[weakref.ref[TensorDataset]] = []
+
+    class Watched(TinyWorkload):
+        def client_data(self, client: str, path: Path | None) -> TensorDataset:
+            data = super().client_data(client, path)
+            loaded.append(weakref.ref(data))
+            return data
+
+    shared = trainer(Watched())
+    finished(shared.run("client-0", order(), lambda: False))
+    assert loaded[0]() is not None
+    shared.forget("client-0")
+    assert loaded[0]() is None
+    finished(shared.run("client-0", order(), lambda: False))
+    assert len(loaded) == 2
+
+
 @pytest.mark.parametrize(
     ("error", "failure"),
     [
@@ -116,12 +135,16 @@ class Held:
         self.begun = threading.Semaphore(0)
         self.go = threading.Semaphore(0)
         self.runs: list[tuple[str, TaskId]] = []
+        self.forgotten: list[str] = []
 
     def run(self, client: str, order: Train, should_stop: Any) -> Trained | None:
         self.runs.append((client, order.task))
         self.begun.release()
         assert self.go.acquire(timeout=10)
         return None if should_stop() else Trained(client, TrainingFailed(order.task, "held"))
+
+    def forget(self, client: str) -> None:
+        self.forgotten.append(client)
 
 
 class Bench:
@@ -179,6 +202,22 @@ def test_a_run_that_was_stopped_in_the_queue_never_begins() -> None:
     bench.training.close()
 
     assert bench.held.runs == bench.delivered == [("a", TaskId(0, 0))]
+
+
+def test_a_client_is_forgotten_when_its_run_has_ended() -> None:
+    bench = Bench()
+    bench.training.start("a", order())
+    assert bench.held.begun.acquire(timeout=10)
+    bench.training.forget("a")
+    assert bench.held.forgotten == []
+    bench.training.start("b", order())
+    for _ in range(2):
+        bench.held.go.release()
+    bench.await_delivered(1)
+    bench.training.close()
+
+    assert bench.held.forgotten == ["a"]
+    assert bench.delivered == [("b", TaskId(0, 0))]
 
 
 def test_closing_gives_everything_up() -> None:
