@@ -84,10 +84,11 @@ class DirectoryStorage:
                 raise StateError(f"{path}: others may enter this state directory (mode {mode:04o}); chmod 700 {path}")
             self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            if not _locked(path, self._lock):
+                raise StateHeld(f"{path}: another process holds this state directory; stop it first")
+        except StateError:
             os.close(self._lock)
-            raise StateHeld(f"{path}: another process holds this state directory; stop it first") from error
+            raise
 
     @property
     def location(self) -> str:
@@ -194,12 +195,24 @@ def is_held(path: Path) -> bool:
     except OSError as error:
         raise StateError(f"{path / _LOCK}: cannot be opened: {error.strerror}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not _locked(path, lock)
     finally:
         os.close(lock)
-    return False
+
+
+def _locked(path: Path, lock: int) -> bool:
+    """Whether a state directory's lock is ours now, and no other process's.
+
+    Raises:
+        StateError: there are no locks where it is; worker processes could not be kept apart.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise StateError(f"{path / _LOCK}: cannot be locked: {error.strerror}; use a file system with locks") from error
+    return True
 
 
 class MemoryStorage:

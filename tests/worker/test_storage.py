@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import subprocess
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import StateError
+from shared.errors import StateError, StateHeld
 from worker import storage as storage_module
-from worker.storage import DirectoryStorage, MemoryStorage, Storage
+from worker.storage import DirectoryStorage, MemoryStorage, Storage, is_held
 
 
 @pytest.fixture(params=["directory", "memory"])
@@ -186,3 +187,17 @@ def test_what_is_synced_is_a_disk_of_its_own() -> None:
     left.crash()
     assert left.read("file") == b"safe"
     assert disk.read("file") == b"safe and not"
+
+
+@pytest.mark.parametrize("ask", [DirectoryStorage, is_held])
+def test_a_file_system_without_locks_is_not_mistaken_for_another_process(
+    ask: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    DirectoryStorage(tmp_path / "client").close()
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(StateError, match=r"client/lock: cannot be locked: No locks available") as told:
+        ask(tmp_path / "client")
+    assert not isinstance(told.value, StateHeld)
