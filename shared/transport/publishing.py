@@ -219,7 +219,7 @@ class Publisher:
     def _channel_closed(self, channel: Channel, error: BaseException) -> None:
         if channel is not self._channel or self._connection is None or not self._connection.is_open:
             return
-        self._channel = None
+        self._channel, self._distrusted = None, False
         if isinstance(error, exceptions.ChannelClosed) and error.reply_code == _NOT_FOUND:
             # Who declares the exchange may only be starting: nothing is lost by waiting.
             with self._changed:
