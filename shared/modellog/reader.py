@@ -158,7 +158,7 @@ class LogReader:
     def _was_misled(self, entry: Entry) -> bool:
         """Whether we began with the snapshot of a replaced coordinator, which nobody who read on from before accepted.
 
-        Nobody builds on such a snapshot, and the next one in the chain is of a later term.
+        Nobody builds on such a snapshot, and the next one in the chain is of a later term, and of the same plan.
         """
         assert self.chain is not None
         return isinstance(entry, SnapshotEntry) and not self._built_on and entry.term > self.chain.term
@@ -168,7 +168,10 @@ class LogReader:
             if self.chain is None:
                 self._pieces.discard(entry.pieces)
             return RefusalReason.WRONG_PARENT
-        plan = decode_plan(entry.plan)
+        plan = decode_plan(entry.plan) if self.plan is None else self._same_plan(entry)
+        if plan is None:
+            # We were misled about the head, not about the federation: what was checked in its plan must hold for good.
+            return RefusalReason.NOT_ALLOWED
         weights = self._new_weights(entry, digest, None, plan.dimension)
         signed = self._pieces.joined(entry.directory)
         if weights is None or signed is None:

@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 
 from shared.codec.coordinates import coordinates_digest
+from shared.errors import RefusalReason
+from shared.modellog.chain import GENESIS
+from shared.modellog.entries import seal_entry
+from shared.modellog.reader import Skipped
 from shared.plan import Plan
 from shared.wire.group_messages import Group, Roster, Shares
 from shared.wire.messages import Message
@@ -161,3 +165,18 @@ def test_a_worker_serves_no_plan_that_counts_on_fewer_colluders_than_its_policy(
 
     assert policy.objection_to(circle.plan, circle.federation.directory) == ""
     assert "policy.max_colluders=1" in policy.objection_to(weak, circle.federation.directory)
+
+
+def test_a_worker_that_has_begun_under_a_plan_is_shown_no_other() -> None:
+    """The policy looks at a plan once: a second first snapshot, of a later term, must not bring in a weaker one."""
+    circle = Circle(6, max_colluders=1)
+    federation, weak = circle.federation, circle.plan.model_copy(update={"max_colluders": 0})
+    book = LogBook(federation, circle.plan)
+    book.snapshot()
+    entry, weights = LogBook(federation, weak).snapshot_draft()
+    later = entry.model_copy(update={"parent": GENESIS, "term": 9})
+    (event,) = book.write(*seal_entry(later, weights, federation.seal, federation.signed).frames())
+
+    assert isinstance(event, Skipped)
+    assert event.reason is RefusalReason.NOT_ALLOWED
+    assert book.reader.plan == circle.plan
