@@ -194,6 +194,8 @@ class GroupMember:
         if session is None:
             raise RemoteProtocolError(RefusalReason.WRONG_PARENT, f"{type(message).__name__} without a group")
         rules.check_group(message.transcript, session.ring.transcript, type(message).__name__)
+        if len(session.ring.clients) == 1:
+            raise RemoteProtocolError(RefusalReason.NOT_ALLOWED, "a group of one ends with its words")
         step = _STEP_OF[type(message)]
         if session.was_answered(step):
             session.stage = message.stage

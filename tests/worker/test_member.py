@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from shared.wire.group_messages import Roster
+from shared.wire.group_messages import Agreement, Arrived, Participants, Roster, Unmask, Words
 from shared.wire.messages import Offer, PublicKeys
 from tests.protocol.circle import Circle
 from worker.policy import Policy
@@ -43,3 +45,21 @@ def test_a_group_that_we_could_not_answer_ends_like_any_other() -> None:
 
     circle.book.void()
     assert list(party.machine.follow(circle.book.chain, None)) == []
+
+
+def test_a_group_of_one_has_no_further_steps() -> None:
+    """It has dealt no shares: a hub that asks for them all the same stops no worker."""
+    circle = Circle(1, max_colluders=0, policy=Policy(allow_groups_of_one=True))
+    (party,), transcript = circle.parties.values(), circle.transcript
+    roster = Roster(client=party.client, stage="s", draw=circle.entry.digest, version=0, group=circle.group, groups=1)
+    assert [type(letter.message) for letter in party.take(roster)] == [Words]
+    agreement = Agreement(transcript=transcript, participants=b"\1", arrived=b"\1")
+    named: dict[str, Any] = {"client": party.client, "stage": "s", "transcript": transcript}
+    steps = (
+        Participants(**named, participants=b"\1", boxes=(), commitments=()),
+        Arrived(**named, participants=b"\1", arrived=b"\1"),
+        Unmask(**named, agreements=(circle.federation.seal_as(party.client, agreement),)),
+    )
+
+    assert [party.take(step) for step in steps] == [[], [], []]
+    assert party.refusals == ["a group of one ends with its words"] * 3
