@@ -3,7 +3,7 @@
 `coordinator.summing.steps` is the table of its states. The truth about a group is with its members: each step of theirs
 runs once. So a stage that takes a group over from another begins with the roster as well; members answer with
 everything they have sent before, later steps first, and the commonest set of participants, or of participants and who
-arrived, is adopted: at most one (P, A) of a group ever gets t agreements.
+arrived, is adopted if more say so than may be lying: at most one (P, A) of a group ever gets t agreements.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from shared.wire.group_messages import (
     Unmask,
     Words,
 )
-from shared.wire.member_sets import decode_members, encode_members, participants_digest
+from shared.wire.member_sets import encode_members, participants_digest
 
 REPEAT_S = 2.0
 """A member that has not answered is sent the last message again after this time."""
@@ -47,9 +47,9 @@ _BREACHES = {RefusalReason.WRONG_SIZE, RefusalReason.OUT_OF_RANGE, RefusalReason
 class GroupSetting:
     """What is fixed for one group. `masking_keys` are the members' public ones, empty in a group of one.
 
-    `threshold` is t; a sum of fewer than `floor` updates is not opened; `step_s` is the deadline of each state;
-    `address` publishes a message to a member. `positions_bytes` follow the words where clients choose their own
-    coordinates, in groups of one.
+    `threshold` is t; a sum of fewer than `floor` updates is not opened; `believed` members are not all lying; `step_s`
+    is the deadline of each state; `address` publishes a message to a member. `positions_bytes` follow the words where
+    clients choose their own coordinates, in groups of one.
     """
 
     draw: bytes
@@ -61,6 +61,7 @@ class GroupSetting:
     transcript: bytes
     threshold: int
     floor: int
+    believed: int
     masking_keys: tuple[bytes, ...]
     step_s: float
     address: Callable[[int, GroupMessage], Publish]
@@ -74,12 +75,14 @@ class GroupSum:
         self._setting = setting
         self._clients = tuple(member.client for member in setting.group.members)
         self._places = {client: place for place, client in enumerate(self._clients)}
+        members = len(self._clients)
         self._heard = Heard(
-            len(self._clients), setting.form, setting.transcript, setting.floor, setting.positions_bytes
+            members, setting.form, setting.transcript, setting.floor, setting.believed, setting.positions_bytes
         )
         self._participants: frozenset[int] = frozenset()
         self._arrived: frozenset[int] = frozenset()
         self._blamed: set[int] = set()
+        self._nameable: frozenset[int] = frozenset()
         self._taken_over = False
         self._asked: set[int] = set()
         self._deadline = 0.0
@@ -202,12 +205,14 @@ class GroupSum:
         heard = self._heard
         if len(heard.shares) < len(self._clients) and now < self._deadline:
             return
-        claim = heard.claimed_participants()
-        chosen = decode_members(claim, len(self._clients)) if claim else frozenset(heard.shares)
+        claimed, believed = heard.claimed_participants()
+        chosen = claimed or frozenset(heard.shares)
         if len(chosen) < self._setting.floor:
             yield self._give_up(f"shares of {len(chosen)} members, {self._setting.floor} needed")
             return
-        self._participants, self._taken_over = chosen, bool(claim)
+        # Of others we do not know what they have dealt, or to whom it was handed on.
+        self._nameable = frozenset() if believed else frozenset(heard.shares)
+        self._participants, self._taken_over = chosen, bool(heard.words or heard.agreements)
         heard.drop_other_words(self._named_participants)
         self._move(GroupStep.DEALT, GroupState.WORDS, now)
         yield from self._ask(self._silent())
@@ -244,7 +249,7 @@ class GroupSum:
             yield self._give_up(f"{len(agreed)} agreements, {self._setting.threshold} needed")
 
     def _open(self, now: float) -> Iterator[CoordinatorEffect]:
-        needed, revealed = self._setting.threshold, self._heard.revealed
+        setting, needed, revealed = self._setting, self._setting.threshold, self._heard.revealed
         fewest = min(len(revealed.get(dealer, ())) for dealer in self._participants)
         if fewest < needed:
             if now >= self._deadline:
@@ -262,24 +267,17 @@ class GroupSum:
         if len(self_seeds) + len(masking_seeds) < len(self._participants):
             yield self._give_up("a member shared another secret than its own")
             return
+        named = participants_digest(self._participants, len(self._clients))
         keys = rebuilt_mask_keys(
-            self._setting.transcript,
-            participants_digest(self._participants, len(self._clients)),
-            self._clients,
-            self._setting.masking_keys,
-            self_seeds,
-            masking_seeds,
+            setting.transcript, named, self._clients, setting.masking_keys, self_seeds, masking_seeds
         )
         self._move(GroupStep.OPENED, GroupState.SUMMED, now)
         yield Tell(self._summed(open_sum(self._heard.vectors(self._arrived), keys)))
 
     def _dealers_of_nothing(self) -> set[int]:
         """Dealers of whom t members say that what was sealed to them is no share; fewer than t might be lying."""
-        if self._taken_over:
-            return set()
         honest, revealed = self._heard.reveals - self._blamed, self._heard.revealed
-        least = self._setting.threshold
-        return {dealer for dealer in self._participants if len(honest) - len(revealed.get(dealer, ())) >= least}
+        return {one for one in self._nameable if len(honest) - len(revealed.get(one, ())) >= self._setting.threshold}
 
     def _is_secret_of(self, dealer: int, seed: bytes) -> bool:
         if dealer in self._arrived:

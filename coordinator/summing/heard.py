@@ -32,9 +32,16 @@ class MaskedWords:
 class Heard:
     """The members' messages by their places in the roster."""
 
-    def __init__(self, members: int, form: SumFormat, transcript: bytes, floor: int, positions_bytes: int = 0) -> None:
-        """`floor`: fewest members that an honest one lets itself be summed with, itself included."""
+    def __init__(
+        self, members: int, form: SumFormat, transcript: bytes, floor: int, believed: int = 2, positions_bytes: int = 0
+    ) -> None:
+        """
+        Args:
+            floor: fewest members that an honest one lets itself be summed with, itself included.
+            believed: so many members have to say the same of what another stage has chosen.
+        """
         self._floor = floor
+        self._believed = believed
         self._size = form.length * form.word_type.itemsize + positions_bytes
         self._members = members
         self._form = form
@@ -140,15 +147,25 @@ class Heard:
         """Places whose words are all there."""
         return frozenset(place for place, coming in self.words.items() if coming.pieces.complete)
 
-    def claimed_participants(self) -> bytes:
-        """The participants that most members are bound to already, as another stage has named them; empty if none."""
-        claims = [named[0] for named, _ in self.agreements.values()]
-        return _commonest(claims or [coming.participants for coming in self.words.values()])
+    def claimed_participants(self) -> tuple[frozenset[int], bool]:
+        """The participants that most members are bound to already, as another stage has named them.
+
+        Returns:
+            Them, empty if there are none; and whether so many say so that not all of them are lying. Fewer are heeded
+            if they leave out nobody who has dealt: a single member ahead of its group keeps nobody out of it.
+        """
+        words = {place: coming.participants for place, coming in self.words.items()}
+        claims = words | {place: named[0] for place, (named, _) in self.agreements.items()}
+        claim, claimants = _commonest(tuple(claims.values()))
+        claimed = decode_members(claim, self._members) if claim else frozenset()
+        believed = claimants >= self._believed
+        return (claimed, believed) if believed or claimed >= self.shares.keys() else (frozenset(), False)
 
     def claimed_arrived(self, participants: bytes) -> frozenset[int]:
-        """Who arrived, as most of those say who agreed over these participants, if all their words are here."""
-        claim = _commonest([named[1] for named, _ in self.agreements.values() if named[0] == participants])
-        claimed = decode_members(claim, self._members) if claim else frozenset()
+        """Who arrived, as most of those say who agreed over these participants, if all their words are here; empty if
+        those who say so may all be lying."""
+        claim, claimants = _commonest([named[1] for named, _ in self.agreements.values() if named[0] == participants])
+        claimed = decode_members(claim, self._members) if claimants >= self._believed else frozenset()
         return claimed if claimed <= self.complete else frozenset()
 
     def agreed(self, participants: bytes, arrived: frozenset[int], named: bytes) -> dict[int, bytes]:
@@ -199,8 +216,10 @@ def _once(item: int, said: Collection[int]) -> None:
         raise RemoteProtocolError(RefusalReason.DUPLICATE, "said before")
 
 
-def _commonest(claims: Sequence[bytes]) -> bytes:
-    """The commonest of them; of equally common ones the largest set, so that every stage chooses alike."""
+def _commonest(claims: Sequence[bytes]) -> tuple[bytes, int]:
+    """The commonest of them, and how many there are of it; of equally common ones the largest set, so that every stage
+    chooses alike."""
     counts = Counter(claims)
     best = lambda claim: (counts[claim], int.from_bytes(claim, "little").bit_count(), claim)  # noqa: E731
-    return max(counts, key=best, default=b"")
+    commonest = max(counts, key=best, default=b"")
+    return commonest, counts[commonest]

@@ -210,6 +210,8 @@ class SummingStage:
             transcript=transcript_of(ground, job.draw, job.version, group),
             threshold=plan.threshold(members),
             floor=plan.summed_floor(members) if plan.group_size > 1 else 1,
+            # One of them at least does not side with the liars, of whom there may be one where nobody counts on any.
+            believed=max(plan.max_colluders, 1) + 1,
             masking_keys=tuple(self._masking_keys(group)),
             step_s=plan.round.group_step_s,
             address=self._address(group),

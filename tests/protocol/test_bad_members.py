@@ -175,6 +175,45 @@ def test_a_member_that_is_ahead_of_its_group_does_not_choose_for_it(places: tupl
     assert result.blamed == (BAD,)
 
 
+@pytest.mark.parametrize("kind", [Words, Agreement])
+@pytest.mark.parametrize(("members", "places"), [(4, (0, 1, 2)), (4, (1, 2, 3)), (5, (0, 1, 2, 3))])
+def test_nor_does_it_with_sets_that_an_honest_member_might_be_bound_to(
+    members: int, places: tuple[int, ...], kind: type[Message]
+) -> None:
+    # One member says so, or as many as the plan counts on: they may all be lying.
+    circle = Circle(members)
+    named, everybody = encode_members(places, members), encode_members(range(members), members)
+
+    def lie(party: Party, message: Message) -> Iterable[Message]:
+        if isinstance(message, Shares):
+            size = circle.form.length * circle.form.word_type.itemsize
+            if kind is Words:
+                yield Words(transcript=message.transcript, participants=named, part=0, parts=1, body=bytes(size))
+            else:
+                yield Agreement(transcript=message.transcript, participants=everybody, arrived=named)
+        yield message
+
+    corrupt(circle, lie)
+    assert_sum(circle, run(circle), circle.clients)
+
+
+def test_a_dealer_of_nothing_is_named_although_it_was_ahead_of_its_group() -> None:
+    circle = Circle(5)
+
+    def lie(party: Party, message: Message) -> Iterable[Message]:
+        if isinstance(message, Shares):
+            body = bytes(circle.form.length * circle.form.word_type.itemsize)
+            yield Words(transcript=message.transcript, participants=b"\x1f", part=0, parts=1, body=body)
+            yield message.model_copy(update={"boxes": bytes(len(message.boxes))})
+        elif not isinstance(message, Words):
+            yield message
+
+    corrupt(circle, lie)
+    result = run(circle)
+    assert isinstance(result, GroupGivenUp)
+    assert result.blamed == (BAD,)
+
+
 @pytest.mark.parametrize("members", [3, 4])
 def test_repeats_change_nothing(members: int) -> None:
     circle = Circle(members)
