@@ -260,11 +260,12 @@ class GroupSum:
         masking_seeds: dict[int, bytes] = {}
         for dealer in sorted(self._participants):
             seed = self._heard.secret_of(dealer, needed)
-            if seed is None or not self._is_secret_of(dealer, seed):
-                self._blamed.add(dealer)
-            else:
+            if seed is not None and self._is_secret_of(dealer, seed):
                 (self_seeds if dealer in self._arrived else masking_seeds)[dealer] = seed
-        if len(self_seeds) + len(masking_seeds) < len(self._participants):
+        liars = self._participants - self_seeds.keys() - masking_seeds.keys()
+        if liars:
+            # Shares that were not checked against their dealer's word may be another member's lie.
+            self._blamed |= liars & self._nameable
             yield self._give_up("a member shared another secret than its own")
             return
         named = participants_digest(self._participants, len(self._clients))

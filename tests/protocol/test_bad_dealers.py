@@ -193,3 +193,29 @@ def test_a_dealer_that_tells_two_stages_different_shares_puts_no_blame_on_those_
     (result,) = relay.results
     assert isinstance(result, GroupGivenUp)
     assert not set(result.blamed) & set(others(circle))
+
+
+def test_a_lie_about_the_share_of_a_dealer_that_was_lost_with_its_stage_does_not_get_it_named() -> None:
+    # What the lost client had published is lost with the first stage, so nothing checks what is revealed of it.
+    circle, lost = Circle(5), 3
+    relay = Relay(circle)
+
+    def lie(reveal: Reveal) -> Iterable[Message]:
+        shares = bytearray(reveal.shares)
+        shares[lost * SHARE_BYTES : (lost + 1) * SHARE_BYTES] = bytes(SHARE_BYTES)
+        return (reveal.model_copy(update={"shares": bytes(shares)}),)
+
+    corrupt(circle, instead(Reveal, lie))
+    relay.open("stage-a")
+    while relay.letters:
+        letter = relay.letters.popleft()
+        if not isinstance(letter.message, Words):
+            relay.deliver(letter)
+    relay.kill("stage-a")
+    relay.lost_clients.add(circle.clients[lost])
+    relay.open("stage-b")
+    relay.settle()
+
+    (result,) = relay.results
+    assert isinstance(result, GroupGivenUp)
+    assert result.blamed == ()
