@@ -23,13 +23,13 @@ VOID_DRAWS_ALARM = 3
 
 @dataclass(slots=True)
 class Round:
-    """One attempt at a version. Times are in seconds on the coordinator's clock."""
+    """One attempt at a version. Times are in seconds on the coordinator's clock; `offer_times` has one per client."""
 
     version: int
     started_at: float
     deadline: float
     cohort: set[str]
-    offer_times: list[float] = field(default_factory=list)
+    offer_times: dict[str, float] = field(default_factory=dict)
     quorum_at: float | None = None
     said_waiting: bool = False
 
@@ -64,7 +64,7 @@ def next_deadline_s(plan: RoundPlan, before: Round | None, deadline_s: float) ->
     """How long the next round may take, by how long offers took in the one before; `deadline_s` if there were none."""
     if before is None or not before.offer_times:
         return deadline_s
-    return max(plan.round_deadline_s, DEADLINE_MEDIANS * statistics.median(before.offer_times))
+    return max(plan.round_deadline_s, DEADLINE_MEDIANS * statistics.median(before.offer_times.values()))
 
 
 def voids_alarm(chain: ChainState | None) -> Iterator[Note]:

@@ -162,7 +162,7 @@ class Scheduler:
         if self._roll.join(event.client):
             yield self._joined(event.client)
         if self._round is not None and not ahead:
-            self._round.offer_times.append(now - self._round.started_at)
+            self._round.offer_times.setdefault(event.client, now - self._round.started_at)
 
     def _on_status(self, event: StatusArrived, now: float) -> Iterator[CoordinatorEffect]:
         status = event.status

@@ -261,6 +261,19 @@ def test_the_next_deadline_is_three_median_offer_times() -> None:
     assert "client_lost" in notes(office.handle(Tick(), 20.0 + 60.0))
 
 
+def test_one_client_with_many_offers_does_not_move_the_next_deadline() -> None:
+    office = Office(clients=5)
+    office.offers(office.clients[:3], 1.0)
+    for counter in range(1, 20):
+        office.offers([office.clients[3]], DEADLINE_S - 1.0, counter=counter)
+    effects = office.handle(Tick(), DEADLINE_S)
+    assert len(draws(effects)) == 1
+    office.read_back(effects, DEADLINE_S)
+    office.handle(office.change(), DEADLINE_S)
+
+    assert "client_lost" in notes(office.handle(Tick(), 2 * DEADLINE_S))
+
+
 # ── cohorts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
