@@ -74,7 +74,7 @@ class Agreement(Message):
 
 
 class Reveal(Message):
-    """A member's share of one secret of every participant, in roster order; all zeros where it holds none."""
+    """A member's share of one secret of every participant, in roster order; `NO_SHARE` where it holds none."""
 
     kind: ClassVar[Kind] = Kind.REVEAL
     signed_by: ClassVar[Role] = Role.CLIENT
