@@ -264,7 +264,8 @@ def open_slots(words: Words, form: SumFormat, arrived: int) -> SlotSums:
     metrics: dict[str, float] = {}
     for index, (name, _) in enumerate(form.metric_bounds):
         word = int(signed[form.count + 1 + index])
-        if abs(word) > arrived * share_max:
+        # It was multiplied by the weight as well; rounding adds less than one of a member.
+        if abs(word) > weight_word + arrived:
             raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, f"sum of metric {name!r} of {arrived} members")
         metrics[name] = word / form.metric_scale(index) / weight
     return SlotSums(weight=weight, metrics=metrics, unclipped_share=bits_word / arrived)

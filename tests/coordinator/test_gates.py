@@ -115,6 +115,18 @@ def test_rounding_that_conspires_comes_close_to_the_limit_and_not_above() -> Non
     assert mean_norm(words, form, slots.weight) > 0.98 * (limit - 1.02)
 
 
+def test_a_light_group_has_no_metric_beyond_its_bound() -> None:
+    # Every metric is multiplied by its client's weight, so a light group cannot have measured as much as a heavy one.
+    form = form_of(4, 4, 1.0, 32)
+    members = [honest_words(np.zeros(4, dtype=np.float32), form, 1) for _ in range(4)]
+    assert pass_gates(sum_of(members), form, 4, RECORDS_MAX).metrics["loss"] == pytest.approx(5.0, rel=1e-4)
+
+    signed_view(members[0])[form.count + 1] *= 3
+    with pytest.raises(RemoteProtocolError) as refusal:
+        pass_gates(sum_of(members), form, 4, RECORDS_MAX)
+    assert refusal.value.reason is RefusalReason.OUT_OF_RANGE
+
+
 def attacked(norm: float, form: SumFormat, weight: float, source: np.random.Generator) -> Words:
     """Words of a group of one whose mean has this norm, to rounding."""
     words: Words = np.empty(form.length, dtype=form.word_type)
