@@ -18,6 +18,7 @@ import math
 import numpy as np
 
 from shared.codec.quantize import BLOCK, SlotSums, SumFormat, Words, open_slots, signed_view
+from shared.codec.validation import beyond_bounds
 from shared.errors import RefusalReason, RemoteProtocolError
 
 NORM_SLACK = 1.02
@@ -56,6 +57,9 @@ def pass_gates(words: Words, form: SumFormat, arrived: int, records_max: int, no
     if slots.weight < lightest:
         detail = f"weight sum {slots.weight:.3g} of {arrived} members, who weigh {lightest:.3g} at least"
         raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, detail)
+    lied = beyond_bounds(slots.metrics, dict(form.metric_bounds), arrived / (slots.weight * form.weight_scale))
+    if lied:
+        raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, f"{lied!r} of more or fewer members than measured it")
     norm, limit = mean_norm(words, form, slots.weight), norm_limit(form, arrived, slots.weight, noise)
     if not norm <= limit:
         raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, f"norm {norm:.3g} above the limit {limit:.3g}")

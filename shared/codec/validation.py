@@ -70,6 +70,24 @@ def slot_values(measured: Mapping[str, float], slots: Mapping[str, float]) -> di
     return values
 
 
+def beyond_bounds(means: Mapping[str, float], bounds: Mapping[str, float], slack: float) -> str:
+    """Return the first metric of which these are no clients' figures, empty if they may be.
+
+    Whoever measured nothing has added zeros: a figure is within its bound for the share that measured it.
+
+    Args:
+        means: for each slot its mean, weighted by the clients' weights, over the clients of one sum.
+        bounds: for each slot the bound on its absolute value.
+        slack: what rounding may add to a mean, in units of its slot's bound.
+    """
+    for metric in validated_metrics(bounds):
+        name = _PREFIX + metric
+        share = means[name + _SHARE] + slack
+        if share < 0.0 or abs(means[name]) > bounds[name] * (share + slack):
+            return metric
+    return ""
+
+
 def read_spreads(means: Mapping[str, float]) -> dict[str, Spread]:
     """Return mean and spread of every metric that anybody measured.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from coordinator.aggregator.gates import mean_norm, norm_limit, pass_gates, weight_floor
 from coordinator.summing.secure_sum import add_words
 from shared.codec.quantize import SumFormat, Words, l2_norm, open_mean, open_slots, signed_view, write_slots
+from shared.codec.validation import slot_values, validation_slots
 from shared.errors import PlanError, RefusalReason, RemoteProtocolError
 from worker.update import prepare_words
 
@@ -124,6 +126,43 @@ def test_a_light_group_has_no_metric_beyond_its_bound() -> None:
     signed_view(members[0])[form.count + 1] *= 3
     with pytest.raises(RemoteProtocolError) as refusal:
         pass_gates(sum_of(members), form, 4, RECORDS_MAX)
+    assert refusal.value.reason is RefusalReason.OUT_OF_RANGE
+
+
+VALIDATION = validation_slots({"loss": 5.0})
+
+
+def validated(loss: float | None, form: SumFormat, records: int) -> Words:
+    figures = slot_values({} if loss is None else {"loss": loss}, VALIDATION)
+    weight = min(1.0, records / RECORDS_MAX)
+    return prepare_words(
+        np.zeros(4, dtype=np.float32), None, form, weight=weight, metrics=figures, source=ROUNDINGS["random"]
+    ).words
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("losses", [(5.0, -5.0, 5.0), (None, None, None), (None, 5.0, None), (-5.0, -5.0, -5.0)])
+@pytest.mark.parametrize("records", [(1, 1, 1), (1, 77, 200), (13, 1, 1)])
+def test_honest_figures_pass_whoever_measured(
+    losses: tuple[float | None, ...], records: tuple[int, ...], bits: int
+) -> None:
+    form = replace(form_of(4, 3, 1.0, bits), metric_bounds=tuple(sorted(VALIDATION.items())))
+    members = [validated(loss, form, count) for loss, count in zip(losses, records, strict=True)]
+
+    assert pass_gates(sum_of(members), form, 3, RECORDS_MAX)
+
+
+@pytest.mark.parametrize("members", [-1.5, -0.2])
+def test_figures_of_fewer_members_than_measured_are_stopped(members: float) -> None:
+    # The mean is divided by the share of those who measured: a share that is taken away makes it as large as one likes.
+    form = replace(form_of(4, 3, 1.0, 32), metric_bounds=tuple(sorted(VALIDATION.items())))
+    honest = [validated(5.0, form, 200), validated(None, form, 200), validated(None, form, 200)]
+    total = sum_of(honest)
+    place = form.count + 1 + [name for name, _ in form.metric_bounds].index("validation_loss_share")
+    signed_view(total)[place] += int(members * form.weight_scale)
+
+    with pytest.raises(RemoteProtocolError) as refusal:
+        pass_gates(total, form, 3, RECORDS_MAX)
     assert refusal.value.reason is RefusalReason.OUT_OF_RANGE
 
 
