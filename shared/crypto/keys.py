@@ -37,6 +37,8 @@ SEED_BYTES = 32
 
 _TAG = b"comitia/1/key"
 
+_FIELD = 2**255 - 19
+
 _LOW_ORDER = frozenset(
     bytes.fromhex(point)
     for point in (
@@ -119,15 +121,19 @@ def public_of(seed: bytes) -> bytes:
 
 
 def of_full_order(public: bytes) -> bytes:
-    """Return an X25519 public key (32 bytes) with which secrets can be agreed on.
+    """Return an X25519 public key (32 bytes) with which secrets can be agreed on, in its one form.
 
-    Found out when an offer is opened, a bad key costs nobody else a group. The topmost bit does not count.
+    Found out when an offer is opened, a bad key costs nobody else a group. X25519 ignores the topmost bit and reduces
+    the rest: what is not reduced would be somebody else's key under other bytes.
 
     Raises:
-        ValueError: a point of order 1, 2, 4 or 8, on the curve or its twist: everybody has the secret zero with it.
+        ValueError: a point of order 1, 2, 4 or 8, on the curve or its twist: everybody has the secret zero with it; or
+            no number below 2**255 - 19.
     """
     if public[:-1] + bytes((public[-1] & 0x7F,)) in _LOW_ORDER:
         raise ValueError("a public key of low order")
+    if int.from_bytes(public, "little") >= _FIELD:
+        raise ValueError("a public key in another form than its one")
     return public
 
 

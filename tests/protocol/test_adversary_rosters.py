@@ -214,7 +214,7 @@ def low_order() -> MadeUpGroup:
     keys = [one_time_keys(number) for number in range(4)]
     signers = world.circle.federation.clients
     offers = world.offers(keys, signers)
-    weak = public_keys(keys[3]).model_copy(update={"masking": bytes(32), "sealing": bytes(31) + b"\x80"})
+    weak = public_keys(keys[3]).model_copy(update={"masking": bytes(32), "sealing": b"\x01" + bytes(31)})
     offers[3] = world.offer(world.clients[3], keys[3], signers[world.clients[3]], keys=weak)
     world.run(offers, keys)
     return world

@@ -112,6 +112,18 @@ def test_keys_of_seeds_are_of_full_order(seed: bytes) -> None:
     assert of_full_order(public) == public
 
 
+@pytest.mark.parametrize("twin", [1 << 255, PRIME])
+def test_no_key_has_a_second_form(twin: int) -> None:
+    """Or a roster could hold the same key twice without showing it."""
+    ours = (9).to_bytes(32, "little")
+    again = (9 + twin).to_bytes(32, "little")
+    assert agree(SECRET, again) == agree(SECRET, ours)
+
+    assert of_full_order(ours) == ours
+    with pytest.raises(ValueError, match="form"):
+        of_full_order(again)
+
+
 @pytest.mark.parametrize("size", [0, 31, 33, 64])
 def test_keys_of_another_size_are_refused(size: int) -> None:
     with pytest.raises(RemoteProtocolError) as refusal:
