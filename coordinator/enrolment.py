@@ -1,7 +1,7 @@
 """How does a new directory reach a federation at work? As an entry of the model log, between two draws (sans-I/O).
 
 The coordinator checks what it is given, as every reader of the log does again, and writes it when no draw is open: the
-members of a group are bound to one directory. An older one than the log's is refused.
+members of a group are bound to one directory. One that is older than the log's, or than another that waits, is refused.
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ class Enrolment:
         except DirectoryError as error:
             yield note("directory_refused", "error", reason=str(error))
             return
-        newest = max(self._members.directory.number, chain.directory_number if chain else 0)
+        in_force = max(self._members.directory.number, chain.directory_number if chain else 0)
+        newest = in_force if self._waiting is None else max(in_force, self._members.read(self._waiting).number)
         if directory.number < newest:
-            reason = f"it has number {directory.number}, and number {newest} is in force"
+            state = "is in force" if newest == in_force else "waits for a draw to end"
+            reason = f"it has number {directory.number}, and number {newest} {state}"
             yield note("directory_refused", "error", reason=reason)
         elif directory.number > newest:
             self._waiting = signed
