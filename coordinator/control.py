@@ -29,6 +29,7 @@ class RunControl:
     def __init__(self, writer: LogWriter) -> None:
         self._writer = writer
         self._waiting: deque[ControlArrived] = deque()
+        self._newest_us = 0
 
     def handle(self, event: Event, now: float) -> tuple[CoordinatorEffect, ...]:
         """The one door: an event at a time `now` (seconds, monotonic) gives effects."""
@@ -39,6 +40,7 @@ class RunControl:
         reason = self._refusal(event)
         if reason is None:
             self._waiting.append(event)
+            self._newest_us = event.control.issued_us
             return
         yield Settle(event.receipt)
         age_s = (event.received_us - event.control.issued_us) / 1e6
@@ -50,7 +52,8 @@ class RunControl:
         if abs(event.received_us - issued_us) > AGE_MAX_US:
             return RefusalReason.STALE
         assert self._writer.chain is not None
-        last_us = self._waiting[-1].control.issued_us if self._waiting else self._writer.chain.controlled_us
+        # The log would refuse an entry for a repeat of one that waits, or that is written and not read back yet.
+        last_us = max(self._newest_us, self._writer.chain.controlled_us)
         return RefusalReason.REPLAYED if issued_us <= last_us else None
 
     def _maybe_write(self) -> Iterator[CoordinatorEffect]:

@@ -75,3 +75,17 @@ def test_a_repeat_is_refused_while_the_first_still_waits() -> None:
 
     machine.handle(command(), 0.0)
     assert notes(machine.handle(command(), 0.0)) == ["refused replayed"]
+
+
+@pytest.mark.parametrize("issued_us", [NOW_US, NOW_US - 1])
+def test_a_repeat_is_refused_while_the_entry_of_the_first_is_on_its_way(issued_us: int) -> None:
+    desk = Desk()
+    machine = RunControl(desk.writer)
+
+    written = machine.handle(command(), 0.0)
+    effects = machine.handle(command(RunState.STOPPING, issued_us), 0.0)
+    assert notes(effects) == ["refused replayed"]
+    assert len(only(Settle, effects)) == 1
+    (accepted,) = desk.read_back(written)
+    # The log would refuse its entry, and that would look like another coordinator's.
+    assert machine.handle(accepted, 0.0) == ()
