@@ -74,8 +74,8 @@ def voids_alarm(chain: ChainState | None) -> Iterator[Note]:
         yield note("alarm", "warning", version=chain.version, text=text)
 
 
-def choose_cohort(live: Collection[str], size: int | None, chain: ChainState) -> set[str]:
-    """All live clients, or `size` of them, chosen by the hash of the log's head."""
+def choose_cohort(clients: Collection[str], size: int | None, chain: ChainState) -> set[str]:
+    """All of these clients, or `size` of them, chosen by the hash of the log's head: always the same until it moves."""
     if size is None:
-        return set(live)
-    return set(sorted(live, key=lambda client: hashlib.sha256(chain.head + client.encode()).digest())[:size])
+        return set(clients)
+    return set(sorted(clients, key=lambda client: hashlib.sha256(chain.head + client.encode()).digest())[:size])

@@ -307,9 +307,10 @@ class Scheduler:
             yield from self._choose_cohort(self._round, chain)
 
     def _choose_cohort(self, current: Round, chain: ChainState) -> Iterator[Publish]:
-        """Every live client, whose task is the log's entry, or `cohort_size` of them, who are told."""
+        """Every client that may be drawn, whose task is the log's entry, or `cohort_size` of them, who are told."""
         size = None if self._finished(chain) else self._plan.round.cohort_size
-        current.cohort, self._turnout = choose_cohort(self._roll.live, size, chain), None
+        self._turnout = None
+        current.cohort = choose_cohort(self._roll.drawable(self._roll.live, chain.version), size, chain)
         for client in sorted(current.cohort) if size is not None else ():
             yield self._letters.task(client)
 

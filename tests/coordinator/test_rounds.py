@@ -313,6 +313,20 @@ def test_a_cohort_that_fails_is_replaced_by_others() -> None:
     assert sorted(draws(office.offers([spare], 40.0))[0].clients) == sorted([*cohort[:2], spare])
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_no_place_in_a_cohort_is_for_a_client_that_may_not_be_drawn(place: int) -> None:
+    office = Office(clients=4, trim=1, cohort_size=3, min_clients=4, joined=0)
+    cohort = [task.client for task in office.tasks(office.join(office.clients, 0.0))]
+    (draw,) = only(EntryAccepted, office.desk.read_back(office.offers(cohort, 1.0)))
+    office.handle(draw, 1.0)
+    office.handle(GroupGivenUp(draw.accepted.digest, 0, "another secret", (), (cohort[place],)), 2.0)
+
+    # With a place lost there would be no draw, so the log's head would stay, and with it the cohort.
+    others = set(office.clients) - {cohort[place]}
+    assert {task.client for task in office.tasks(office.handle(office.void(), 3.0))} == others
+    assert set(draws(office.offers(sorted(others), 4.0, counter=2))[0].clients) == others
+
+
 # ── what becomes of offers ──────────────────────────────────────────────────────────────────────────────────────────
 
 
