@@ -264,13 +264,17 @@ class CoordinatorService:
         return []
 
     def _dispatch(self, events: Iterable[Event], effects: list[Effect], now: float) -> None:
-        """Show events to every machine; what they tell each other comes after, in order."""
-        waiting = deque(events)
-        while waiting:
-            event = waiting.popleft()
-            for machine in self._machines:
-                for effect in machine.handle(event, now):
-                    self._perform(effect, waiting, effects)
+        """Show events to every machine, and what they tell each other after each of them, in order.
+
+        One by one as they are read: no machine may look at a log that is ahead of the entries it has been told of.
+        """
+        for told in events:
+            waiting = deque([told])
+            while waiting:
+                event = waiting.popleft()
+                for machine in self._machines:
+                    for effect in machine.handle(event, now):
+                        self._perform(effect, waiting, effects)
 
     def _perform(self, effect: CoordinatorEffect, waiting: deque[Event], effects: list[Effect]) -> None:
         match effect:

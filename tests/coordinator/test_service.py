@@ -9,7 +9,7 @@ import pytest
 from coordinator.outage_clock import OutageClock
 from shared.errors import BrokerUnavailable, PlanError, RefusalReason
 from shared.modellog.chain import GENESIS
-from shared.transport.port import Connected, Disconnected, Outcome, Refused
+from shared.transport.port import Confirmed, Connected, Delivered, Delivery, Disconnected, Outcome, Refused
 from shared.wire.framing import pack_batches, split_batch
 from shared.wire.journal_messages import Record
 from shared.wire.log_messages import ChangeEntry, DrawEntry, TermEntry, VoidEntry
@@ -20,6 +20,11 @@ from tests.simulation.federation import FederationRun
 
 def settled(run: FederationRun, queue: str) -> list[Outcome]:
     return [entry[2] for entry in run.coordinator_history if entry[:2] == ("settle", queue)]
+
+
+def turns(run: FederationRun, count: int) -> None:
+    for _ in range(count):
+        run.turn()
 
 
 def send_up(run: FederationRun, *frames: bytes, key: str = "offer.site-0") -> None:
@@ -100,6 +105,66 @@ def test_an_offer_stays_at_the_broker_until_its_draw_is_read_back() -> None:
     assert run.broker.depth(offers) == waiting
     run.run()
     assert run.figures()[0]["clients_counted"] == 4
+
+
+class Withheld:
+    """Keeps the log and confirms from a coordinator, until the test hands them over."""
+
+    def __init__(self, run: FederationRun) -> None:
+        self.run = run
+        self.log: list[Delivery] = []
+        self.confirms: list[Confirmed] = []
+        self.open: set[type] = set()
+        run._step_coordinator = self._step  # type: ignore[method-assign]
+
+    def _step(self) -> bool:
+        items = self.run.coordinator_inbox.take(0)
+        shown = [item for item in items if not self._keeps(item)]
+        self.run.coordinator.step(shown, self.run.now)
+        return bool(items)
+
+    def _keeps(self, item: object) -> bool:
+        if type(item) in self.open:
+            return False
+        if isinstance(item, Confirmed):
+            self.confirms.append(item)
+        elif isinstance(item, Delivered) and item.queue == self.run.keys.names.log:
+            self.log.extend(item.deliveries)
+        else:
+            return False
+        return True
+
+    def hand_over_confirms(self) -> None:
+        self.open.add(Confirmed)
+        self.run.coordinator.step(self.confirms, self.run.now)
+
+    def hand_over_log(self) -> None:
+        """All that has come as one delivery, as after a connection that was away."""
+        self.open.add(Delivered)
+        self.run.coordinator.step([Delivered(self.run.keys.names.log, tuple(self.log))], self.run.now)
+
+
+def test_what_is_handed_over_behind_a_mark_does_not_see_entries_that_stand_behind_it() -> None:
+    # Given a change that waits for the confirm of its record when the connection is lost: the mark comes before it
+    run = FederationRun()
+    run.run(until=lambda: run.count("draw_made") == 1)
+    withheld = Withheld(run)
+    turns(run, 6)
+    assert withheld.confirms
+    run.coordinator.step([Disconnected("cut"), Connected("broker", 1)], run.now)
+    turns(run, 3)
+    withheld.hand_over_confirms()
+    # and clients that read the change, and offer for the next version, before the coordinator has read either
+    turns(run, 12)
+    assert (run.version, len(withheld.log)) == (0, 2)
+
+    withheld.hand_over_log()
+    assert run.version == 1
+    run.run()
+    turns(run, 10)
+    assert [figures["clients_counted"] for figures in run.figures()] == [4] * 5
+    assert run.broker.depth(run.keys.names.offers) == 0
+    assert refusals(run) == []
 
 
 def test_poison_becomes_a_dead_letter_and_its_neighbors_count() -> None:
