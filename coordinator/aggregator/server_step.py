@@ -44,6 +44,7 @@ class ServerOptimizer:
     """
 
     def __init__(self, name: str, options: Mapping[str, Any], dimension: int) -> None:
+        self._name = name
         self._dimension = dimension
         self._plain_rate = _plain_learning_rate(name, options)
         self._rates: list[Any] = []
@@ -85,6 +86,7 @@ class ServerOptimizer:
 
         Raises:
             LocalProtocolError: sizes do not fit.
+            PlanError: a weight would not be finite. No client can train on such a model, and a version is for good.
         """
         count = self._dimension if coordinates is None else len(coordinates)
         if weights.shape != (self._dimension,) or aggregate.shape != (count,):
@@ -95,6 +97,12 @@ class ServerOptimizer:
         else:
             self._set_rate(rate_factor)
             self._step_by_torch(changed, coordinates, aggregate, rescale)
+        if not _all_finite(changed):
+            raise PlanError(
+                f"{_FIELD}: a step by {self._name} would lead to weights that are not finite, so the model stays as it "
+                "is; begin a new federation with it (comitia export, --initial-weights) and with other options, for "
+                "example a smaller lr or a larger eps"
+            )
         return changed
 
     def state_bytes(self) -> bytes:
@@ -162,6 +170,10 @@ def _plain_learning_rate(name: str, options: Mapping[str, Any]) -> float | None:
     rate = options.get("lr")
     plain = name == "SGD" and set(options) == {"lr"} and isinstance(rate, int | float) and 0.0 < rate < math.inf
     return float(options["lr"]) if plain else None
+
+
+def _all_finite(values: FloatVector) -> bool:
+    return all(np.isfinite(values[start : start + BLOCK]).all() for start in range(0, len(values), BLOCK))
 
 
 def _add_scaled(target: FloatVector, coordinates: Coordinates | None, values: FloatVector, factor: float) -> None:

@@ -74,6 +74,26 @@ def test_a_restart_in_between_changes_nothing(name: str, options: dict[str, obje
     assert np.array_equal(run(after, weights, steps[2:]), expected)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("name", "options", "coordinates", "value"),
+    [
+        # Zero by zero at the coordinates that no client sent.
+        ("Adam", {"lr": 0.1, "eps": 0.0}, np.array([1, 3]), 1.0),
+        ("SGD", {"lr": 1.0}, None, 3e38),
+        ("SGD", {"lr": 1.0, "momentum": 0.9}, None, 3e38),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused(
+    name: str, options: dict[str, Any], coordinates: np.ndarray | None, value: float
+) -> None:
+    weights = np.full(70_000, 1e38, dtype=np.float32)
+    aggregate = np.full(70_000 if coordinates is None else len(coordinates), value, dtype=np.float32)
+
+    with pytest.raises(PlanError, match=f"server_optimizer: a step by {name} .* not finite.*--initial-weights"):
+        ServerOptimizer(name, options, 70_000).step(weights, coordinates, aggregate)
+
+
 def test_plain_sgd_touches_the_coordinates_alone() -> None:
     weights = np.ones(10, dtype=np.float32)
     optimizer = ServerOptimizer("SGD", {"lr": 0.5}, 10)
