@@ -337,7 +337,8 @@ class CoordinatorService:
                 if isinstance(event, Skipped):
                     effects.append(note("log_entry_skipped", "debug", reason=event.reason, detail=event.detail))
                 elif was_in_office and isinstance(event, Accepted):
-                    self._declare_new_clients(event.entry)
+                    if isinstance(event.entry, DirectoryEntry):
+                        self._declare_new_clients()
                     yield EntryAccepted(event)
                 elif not was_in_office and isinstance(event, Accepted):
                     self._record.observe(event.entry)
@@ -364,14 +365,15 @@ class CoordinatorService:
                     yield from self._begin_work(effects, now)
                     break
 
-    def _declare_new_clients(self, entry: Entry) -> None:
-        if isinstance(entry, DirectoryEntry):
-            before, self._clients = set(self._clients), self.log.directory.active_clients()
-            queues = tuple(client_queue(self._names, client) for client in self._clients if client not in before)
+    def _declare_new_clients(self) -> None:
+        before, self._clients = set(self._clients), self.log.directory.active_clients()
+        if queues := tuple(client_queue(self._names, client) for client in self._clients if client not in before):
             self._transport.declare(Topology(exchanges=(), queues=queues))
 
     def _begin_work(self, effects: list[Effect], now: float) -> Iterator[Event]:
         """In office: consume what this session is now responsible for, and go on from what the journal says."""
+        # Enrolled since we began to read; the session that wrote the directory may have died before it got to this.
+        self._declare_new_clients()
         if self._sums_here:
             queue = stage_queue(self._names, self._stage_id, 4 * self._plan.dimension)
             self._transport.consume(queue, prefetch=STAGE_PREFETCH)

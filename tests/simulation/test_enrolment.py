@@ -68,6 +68,25 @@ def test_a_client_that_is_enrolled_in_mid_run_takes_part(crash: bool) -> None:
     assert all(process is not None and not noted(process.notes, "refused") for process in run.processes)
 
 
+def test_a_queue_that_a_dead_session_did_not_get_to_is_declared_by_its_successor() -> None:
+    run = FederationRun(plan={"round": {"rounds": 8}})
+    run.run(until=lambda: run.version == 2)
+    directory = with_clients(run.keys.directory, "site-0", "user-0", {NEW: KEY.public})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.coordinator_transport, "declare", lambda topology: None)
+        publish(run, directory)
+        run.run(until=lambda: number_of(run) == directory.number)
+    # The successor's file is older than the log, as that of one that has stood by.
+    run.crash_coordinator()
+    declared: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        spy = lambda topology: declared.extend(queue.name for queue in topology.queues)  # noqa: E731
+        patch.setattr(run.coordinator_transport, "declare", spy)
+        run.run(until=lambda: run.count("in_office") == 2)
+
+    assert declared == [run.keys.names.client(NEW)]
+
+
 def test_a_coordinator_that_is_started_with_an_older_file_goes_on_with_the_logs_directory() -> None:
     run = FederationRun(plan={"round": {"rounds": 8, "snapshot_every": 2}})
     run.duration_s = lambda: 1.0
