@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from coordinator.aggregator.convergence import Evaluation
 from coordinator.events import Evaluate, EvaluationFinished, KeepModel
 from shared.codec.flatten import write_weights
-from shared.errors import WorkloadError
+from shared.errors import ComitiaError, SettingsError, WorkloadError
 from shared.workloads.batches import evaluate, example_count
 from shared.workloads.port import Workload
 
@@ -72,11 +73,21 @@ class ModelFiles:
         self._model = workload.model()
 
     def write(self, order: KeepModel) -> Path:
-        """Write `<name>.safetensors`: all parameters and buffers of the model at these weights."""
+        """Write `<name>.safetensors`: all parameters and buffers of the model at these weights.
+
+        Raises:
+            SettingsError: nothing can be written there.
+        """
         write_weights(self._model, order.weights, float_buffers=self._float_buffers)
-        self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"{order.name}.safetensors"
-        save_model(self._model, path, {"model_version": str(order.version)})
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            save_model(self._model, path, {"model_version": str(order.version)})
+        except (OSError, SafetensorError) as error:
+            raise SettingsError(
+                f"output_dir: {path} cannot be written: {error}; make room there, or set another directory. The model "
+                "is safe in the log (comitia export)"
+            ) from error
         return path
 
 
@@ -116,7 +127,8 @@ class EvaluationThread:
         """Finish what was asked for, then end.
 
         Raises:
-            WorkloadError: evaluating or writing failed.
+            WorkloadError: evaluating failed.
+            SettingsError: a model could not be written.
         """
         with self._changed:
             self._closing = True
@@ -127,8 +139,11 @@ class EvaluationThread:
     def check(self) -> None:
         """
         Raises:
-            WorkloadError: evaluating or writing failed, for a reason in the workload or the file system.
+            WorkloadError: evaluating failed.
+            SettingsError: a model could not be written.
         """
+        if isinstance(self._failure, ComitiaError):
+            raise self._failure
         if self._failure is not None:
             raise WorkloadError(f"workload: evaluation failed: {self._failure}") from self._failure
 

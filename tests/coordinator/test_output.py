@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from coordinator.events import Evaluate, EvaluationFinished, KeepModel
 from coordinator.output import EvaluationThread, Evaluator, InlineOutput, ModelFiles
-from shared.errors import WorkloadError
+from shared.errors import SettingsError, WorkloadError
 from tests.tiny_workload import TINY_DIMENSION, TinyWorkload
 
 
@@ -138,3 +138,13 @@ def test_a_failure_is_raised_in_the_protocols_thread(tmp_path: Path) -> None:
         thread.close()
     with pytest.raises(WorkloadError):
         thread.check()
+
+
+def test_a_place_that_cannot_be_written_to_is_named_by_its_setting(tmp_path: Path) -> None:
+    occupied = tmp_path / "out"
+    occupied.write_text("a file")
+    thread = EvaluationThread(Evaluator(TinyWorkload()), ModelFiles(occupied, TinyWorkload()), lambda finished: None)
+    thread.keep(KeepModel("final", 1, np.zeros(TINY_DIMENSION, np.float32)))
+
+    with pytest.raises(SettingsError, match=r"output_dir: .*final\.safetensors cannot be written.*comitia export"):
+        thread.close()
