@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 
 from coordinator.outage_clock import OutageClock
 from shared.errors import BrokerUnavailable, PlanError, RefusalReason
+from shared.garbage import spare_collections
 from shared.modellog.chain import GENESIS
 from shared.transport.port import Confirmed, Connected, Delivered, Delivery, Disconnected, Outcome, Refused
 from shared.wire.framing import pack_batches, split_batch
@@ -249,6 +252,19 @@ def test_a_restarted_coordinator_goes_on_with_the_same_weights() -> None:
     # Version 3 was read back, and its figures died with the session.
     assert [figures["version"] for figures in run.figures()] == [1, 2, 4, 5]
     assert run.version == 5
+
+
+def test_a_session_that_was_replaced_leaves_no_model_in_memory() -> None:
+    run = FederationRun()
+    run.run(until=lambda: run.version == 1)
+    try:
+        spare_collections()
+        replaced = weakref.ref(run.coordinator)
+        run.crash_coordinator()
+        spare_collections()
+        assert replaced() is None
+    finally:
+        gc.unfreeze()
 
 
 def test_a_finished_federation_ends_at_once_when_it_is_started_again() -> None:
