@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from shared.crypto.keys import public_of
 from shared.wire import group_messages as g
 from shared.wire import journal_messages as j
 from shared.wire import log_messages as e
@@ -22,7 +23,8 @@ norms = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan
 coordinates = st.sampled_from(["round", "all"])
 
 member_sets = st.binary(min_size=1, max_size=m.MEMBERS_MAX // 8)
-keys = st.builds(m.PublicKeys, sealing=hashes, masking=hashes)
+one_time_keys = hashes.map(public_of)
+keys = st.builds(m.PublicKeys, sealing=one_time_keys, masking=one_time_keys)
 members = st.builds(g.Member, client=names, site=names, worker=names, offer=bodies)
 groups = st.builds(
     g.Group,
