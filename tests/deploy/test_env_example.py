@@ -35,13 +35,12 @@ def test_every_setting_stands_in_it_once() -> None:
 
 @pytest.mark.parametrize("kind", [CoordinatorSettings, WorkerSettings])
 def test_its_values_are_the_defaults(kind: type[ProcessSettings], monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given an environment in which every line of the file that has a value is in force
+    # Given an environment in which every line of the file is in force, those without a value too
     for name, _ in variables():
         monkeypatch.delenv(name, raising=False)
     defaults = kind.load()
     for name, value in variables():
-        if value:
-            monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, value)
 
     # When a process reads its settings
     read = kind.load()
