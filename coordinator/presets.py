@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from coordinator.settings import EPSILON, CoordinatorSettings
+from coordinator.settings import EPSILON, CoordinatorSettings, set_by_hand
 from shared.errors import WorkloadError
 from shared.plan import describe_errors
 from shared.plan_sections import Section, TrainingPlan
@@ -49,8 +49,7 @@ def with_preset(settings: CoordinatorSettings) -> CoordinatorSettings:
 
 
 def _filled(section: Section, recommended: Mapping[str, Any], preset: str) -> Section:
-    given = {name: getattr(section, name) for name in section.model_fields_set}
     try:
-        return type(section).model_validate({**recommended, **given})
+        return type(section).model_validate({**recommended, **set_by_hand(section)})
     except ValidationError as error:
         raise WorkloadError(f"workload: {describe_errors(error, f'preset {preset}')}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -23,6 +23,7 @@ from shared.plan_sections import (
     OptimizerChoice,
     PrivacyPlan,
     RoundPlan,
+    Section,
     SteeringPlan,
     TrainingPlan,
 )
@@ -144,7 +145,9 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         local_epochs=recipe.local_epochs,
     )
     if settings.training is not None:
-        given = {name: getattr(settings.training, name) for name in settings.training.model_fields_set}
+        given = set_by_hand(settings.training)
+        if "optimizer" in given:
+            given["optimizer"] = training.optimizer.model_copy(update=set_by_hand(given["optimizer"]))
         training = training.model_copy(update=given)
     check_optimizer(training.optimizer.name, training.optimizer.options, field="training.optimizer", error=PlanError)
     codec, answering = _for_level(settings)
@@ -188,6 +191,11 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         evaluation=settings.evaluation,
         steering=_watching(settings, workload),
     )
+
+
+def set_by_hand(section: Section) -> dict[str, Any]:
+    """What somebody has given of a part of the settings; the rest are defaults."""
+    return {name: getattr(section, name) for name in section.model_fields_set}
 
 
 def _for_level(settings: CoordinatorSettings) -> tuple[CodecPlan, float]:

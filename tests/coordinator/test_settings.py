@@ -56,6 +56,16 @@ def test_training_is_the_workloads_recipe_unless_it_is_set() -> None:
     assert near == made.model_copy(update={"proximal_mu": 0.5})
 
 
+def test_half_an_optimizer_is_completed_from_the_workloads_recipe() -> None:
+    workload = TinyWorkload()
+    workload.recipe = TrainingRecipe(optimizer="Adam", options={"lr": 0.03}, metric_bounds={"loss": 50.0})
+
+    rate = plan(workload, training={"optimizer": {"options": {"lr": 0.01}}}).training.optimizer
+    assert (rate.name, rate.options) == ("Adam", {"lr": 0.01})
+    kind = plan(workload, training={"optimizer": {"name": "AdamW"}}).training.optimizer
+    assert (kind.name, kind.options) == ("AdamW", {"lr": 0.03})
+
+
 @pytest.mark.parametrize(
     ("codec", "expected"),
     [
