@@ -35,11 +35,12 @@ Adaptive Federated Optimization (2021), for FedAdam with its beta and tau.
 
 
 def _preset(choice: object) -> object:
-    if not isinstance(choice, str):
-        return choice
-    if choice not in SERVER_PRESETS:
+    name = choice["name"] if isinstance(choice, dict) and choice.keys() == {"name"} else choice
+    if isinstance(name, str) and name in SERVER_PRESETS:
+        return SERVER_PRESETS[name]
+    if isinstance(choice, str):
         raise ValueError(f"{choice!r} is none of {', '.join(SERVER_PRESETS)}; or give name and options of an optimizer")
-    return SERVER_PRESETS[choice]
+    return choice
 
 
 class TrainingPlan(Section):
@@ -99,8 +100,8 @@ class AggregationPlan(Section):
     """How group means become one step.
 
     `trim` is how many attacked groups the rule must bear. `gates` drop sums that no honest group can send; each one
-    dropped need not be trimmed any more. `quorum` counts group sums; None means 60 % of the draw's groups. For
-    `server_optimizer` a name of `SERVER_PRESETS` may be given; the plan holds what it stands for.
+    dropped need not be trimmed any more. `quorum` counts group sums; None means 60 % of the draw's groups. The server
+    optimizer's name may be fedavg, fedavgm or fedadam, without options; the plan holds what it stands for.
     """
 
     rule: Literal["nnm-trimmed-mean", "trimmed-mean", "median", "mean"] = "nnm-trimmed-mean"

@@ -328,6 +328,9 @@ def test_a_server_optimizer_may_be_given_by_its_name(name: str, optimizer: str, 
     assert decode_plan(plan.encode()) == plan
     written_out = {"rule": "mean", "trim": 0, "server_optimizer": choice.model_dump()}
     assert tiny_plan(aggregation=written_out).digest() == plan.digest()
+    # Environment variables can only say it so: a text on its own would have to be JSON.
+    by_environment = {"rule": "mean", "trim": 0, "server_optimizer": {"name": name}}
+    assert tiny_plan(aggregation=by_environment).digest() == plan.digest()
 
 
 def test_a_name_that_is_no_preset_is_refused_with_those_that_are() -> None:
