@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,6 +28,8 @@ ROUNDS = 30
 STILL = "still"
 """The built-in workload that trains nothing."""
 
+ATTACK = "sign-flip"
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 LEVELS = ("off", "record", "client")
 ROUND_DEADLINE_S = 10.0
 GROUP_STEP_S = 5.0
@@ -120,7 +123,7 @@ class DemoOptions:
     ] = None
     gates: Annotated[str, Option(help="Drop sums that no honest group can send: on or off.")] = "on"
     attackers: Annotated[int, Option(help="How many clients are dishonest.")] = 0
-    attack: Annotated[str, Option(help=f"What these do: {', '.join(ATTACKS)}.")] = "sign-flip"
+    attack: Annotated[str | None, Option(help=f"What these do: {', '.join(ATTACKS)}.", show_default=ATTACK)] = None
     server: Annotated[str, Option(help=f"The server's optimizer: {', '.join(SERVER_PRESETS)}.")] = "fedavg"
     proximal_mu: Annotated[float, Option(help="FedProx: holds training near the global weights; 0 is off.")] = 0.0
     schedule: Annotated[
@@ -157,7 +160,9 @@ class DemoOptions:
         Path | None, Option(help="Parameters (safetensors) to start from.", show_default="the workload's own")
     ] = None
     report: Annotated[Path | None, Option(help="Write a JSON report to this file.", show_default=False)] = None
-    plot: Annotated[Path | None, Option(help="Draw the curves to this PNG file.", show_default=False)] = None
+    plot: Annotated[
+        Path | None, Option(help="Draw the curves to this file (.png, .pdf, .svg).", show_default=False)
+    ] = None
 
     def __post_init__(self) -> None:
         """
@@ -172,7 +177,9 @@ class DemoOptions:
             raise SettingsError(f"gates: must be on or off, not {self.gates!r}")
         if not 0 <= self.attackers < self.clients:
             raise SettingsError(f"attackers: must be 0 to {self.clients - 1}, not {self.attackers}")
-        if self.attack not in ATTACKS:
+        if self.attack is not None and not self.attackers:
+            raise SettingsError("attack has no effect without attackers; add --attackers K")
+        if self.attack_or_default not in ATTACKS:
             raise SettingsError(f"attack: must be one of {', '.join(ATTACKS)}, not {self.attack!r}")
         if not 0 <= self.drop < self.clients - self.attackers:
             raise SettingsError(f"drop: must be 0 to {self.clients - self.attackers - 1}, not {self.drop}")
@@ -189,8 +196,15 @@ class DemoOptions:
         if self.drop and self.version_count < 3:
             raise SettingsError("drop: clients are dropped at version rounds/3; use at least 3 rounds")
         for name, path in (("report", self.report), ("plot", self.plot)):
-            if path is not None and not path.absolute().parent.is_dir():
-                raise SettingsError(f"{name}: there is no directory {path.absolute().parent}")
+            if path is not None:
+                _check_writable(name, path.absolute())
+        if self.plot is not None and self.plot.suffix.lower() not in PLOT_SUFFIXES:
+            raise SettingsError(f"plot: {self.plot} must end in one of {', '.join(PLOT_SUFFIXES)}")
+
+    @property
+    def attack_or_default(self) -> str:
+        """What dishonest clients do."""
+        return self.attack or ATTACK
 
     @property
     def workload_options(self) -> dict[str, Any]:
@@ -318,6 +332,20 @@ class DemoOptions:
             "COMITIA_GROUP_SIZE": str(self.group_size),
             "COMITIA_MAX_COLLUDERS": str(self.max_colluders),
         }
+
+
+def _check_writable(name: str, path: Path) -> None:
+    """A run may take long: what it is to write is looked at before it.
+
+    Raises:
+        SettingsError: no file can be written there.
+    """
+    if not path.parent.is_dir():
+        raise SettingsError(f"{name}: there is no directory {path.parent}")
+    if path.is_dir():
+        raise SettingsError(f"{name}: {path} is a directory")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SettingsError(f"{name}: no permission to write {path}")
 
 
 def settings_from(variables: dict[str, str], **given: Any) -> CoordinatorSettings:

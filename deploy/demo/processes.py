@@ -146,7 +146,7 @@ class Processes:
     def _command(self, share: Share) -> list[str]:
         if share.doomed_in is not None:
             return ["doomed-worker", "--phase", share.doomed_in, "--version", str(self.options.drop_version)]
-        return ["attacking-worker", "--attack", self.options.attack] if share.attacks else ["worker", "run"]
+        return ["attacking-worker", "--attack", self.options.attack_or_default] if share.attacks else ["worker", "run"]
 
     def _check_workers(self) -> None:
         for name, process in self._workers.items():

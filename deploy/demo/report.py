@@ -131,7 +131,7 @@ def write_report(run: Run, path: Path) -> None:
 
 
 def write_plot(run: Run, path: Path) -> None:
-    """Draw accuracy and loss, and who was counted and lost, over the versions, as a PNG."""
+    """Draw accuracy and loss, and who was counted and lost, over the versions, in the format of the file name."""
     from matplotlib.figure import Figure  # it takes a second to import, which most runs need not spend
 
     versions = [one["version"] for one in run.rounds]

@@ -208,7 +208,7 @@ class Simulation:
         attacker: Attacker | None = None
         if share.attacks:
             honest = [client for client in keys.clients if client not in clients]
-            attacker = Attacker(self.options.attack, clients, honest, self.options.seed)
+            attacker = Attacker(self.options.attack_or_default, clients, honest, self.options.seed)
         directory = keys.directory
         service = WorkerService(
             Identity(

@@ -61,6 +61,7 @@ def test_what_the_rule_and_the_gates_prevent() -> None:
     [
         ({"attackers": 8}, "attackers: must be 0 to 7, not 8"),
         ({"attack": "bribery"}, "attack: must be one of sign-flip, .*, not 'bribery'"),
+        ({"attackers": 0, "attack": "noise"}, "attack has no effect without attackers; add --attackers K"),
         ({"gates": "maybe"}, "gates: must be on or off, not 'maybe'"),
         ({"drop": 7}, "drop: must be 0 to 6, not 7"),
     ],

@@ -157,6 +157,8 @@ def test_a_broker_that_cannot_be_reached(comitia: Comitia, keys: FederationKeys,
     [
         ("--report none/report.json", r"report: there is no directory .*/none"),
         ("--plot none/plot.png", r"plot: there is no directory .*/none"),
+        ("--report .", r"report: .* is a directory"),
+        ("--plot curves.txt", r"plot: curves\.txt must end in one of \.png, \.pdf, \.svg"),
         ("--broker http://localhost", r"broker: neither auto nor memory nor a URL like amqp://"),
         ("--broker memory --clients 0", r"clients: must be 1 to"),
         ("--broker memory --processes 0", r"processes: must be 1 or more"),
