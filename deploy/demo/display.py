@@ -139,18 +139,27 @@ def print_summary(console: Console, run: Run) -> None:
     up, dense = final["bytes_up_per_update"], final["bytes_dense_per_update"]
     if up:
         table.add_row("per update", f"{size_text(up)} sent, {size_text(dense)} if dense: {dense / up:.1f} times fewer")
-    for attacker in report["attackers"]:
-        table.add_row("attacker", f"{attacker['id']}: rejected by the gates {attacker['rejected']} times")
-    if final["honest_groups_rejected"]:
-        table.add_row("honest groups rejected", str(final["honest_groups_rejected"]))
-    if final["recovered"]:
-        table.add_row("recovered", f"{final['recovered']} lost in mid-group; the group's sum was opened all the same")
-    for lost in report["clients"]:
-        table.add_row("lost", f"{lost['id']} at version {lost['lost_version']}, last seen: {lost['lost_phase']}")
-    for name, figures in simulation_words(report.get("simulation")):
-        table.add_row(name, figures)
-    table.add_row("weights", f"sha256 {final['weights_sha256']}")
+    for name, words in (*_trouble(report), *simulation_words(report.get("simulation"))):
+        table.add_row(name, words)
+    if final["weights_sha256"]:
+        table.add_row("weights", f"sha256 {final['weights_sha256']}")
     console.print(table)
+
+
+def _trouble(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Who was dishonest or lost, and what became of it."""
+    final = report["final"]
+    rows = [
+        ("attacker", f"{attacker['id']}: rejected by the gates {attacker['rejected']} times")
+        for attacker in report["attackers"]
+    ]
+    if final["honest_groups_rejected"]:
+        rows.append(("honest groups rejected", str(final["honest_groups_rejected"])))
+    if final["recovered"]:
+        rows.append(("recovered", f"{final['recovered']} lost in mid-group; the group's sum was opened all the same"))
+    for lost in report["clients"]:
+        rows.append(("lost", f"{lost['id']} at version {lost['lost_version']}, last seen: {lost['lost_phase']}"))
+    return rows
 
 
 def simulation_words(simulation: dict[str, Any] | None) -> list[tuple[str, str]]:

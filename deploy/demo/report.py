@@ -111,7 +111,7 @@ class Run:
                 "validation": last.get("validation", {}),
                 "stopped_early": self.stopped.get("reason", ""),
                 "pauses": self.pauses,
-                "model_version": self.stopped.get("version"),
+                "model_version": self.stopped.get("version", last.get("version")),
                 "weights_sha256": self.stopped.get("weights_sha256"),
                 "seconds": time.monotonic() - self.started_at,
                 "bytes_up_per_update": sum(one["bytes_up"] for one in self.rounds) / counted if counted else None,

@@ -29,6 +29,19 @@ def test_what_clients_measured_is_said_with_its_version_and_spread() -> None:
     assert "90.00% ± 5.0%, mean and deviation of version 4" in output.getvalue()
 
 
+def test_a_run_that_is_interrupted_has_come_as_far_as_its_last_version() -> None:
+    run = Run("memory", "", plan={"aggregation": {"rule": "mean", "trim": 0}, "group_size": 1})
+    figures: dict[str, Any] = {**dict.fromkeys(ROUND_FIELDS, 1), "epsilon_max": None, "epsilon_mean": None}
+    run.hear("round_finished", figures | {"version": 7, "validation": {}})
+    output = io.StringIO()
+
+    print_summary(Console(file=output, width=200), run)
+
+    assert run.report()["final"]["model_version"] == 7
+    assert "versions    7 in" in output.getvalue()
+    assert "None" not in output.getvalue()
+
+
 @pytest.mark.parametrize(
     ("event", "fields", "words"),
     [
