@@ -91,6 +91,19 @@ def test_an_unknown_key_or_a_syntax_error_in_a_file(comitia: Comitia, keys: Fede
     assert "config: there is no file" in comitia("coordinator", "--config", str(tmp_path / "none.toml"))
 
 
+def test_an_env_file_that_is_not_text(comitia: Comitia, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes("COMITIA_SITE=Köln".encode("latin-1"))
+    assert comitia("plan", "--clients", "20").startswith("comitia: .env: cannot be read: ")
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "demo"])
+def test_a_place_that_cannot_be_used(comitia: Comitia, tmp_path: Path, command: str) -> None:
+    (tmp_path / ".comitia").write_text("a file, where a directory is needed")
+    url = f"amqp://127.0.0.1:{closed_port()}"
+    line = comitia(command, **({"broker_urls": url} if command in ("up", "demo") else {}))
+    assert re.search(r"\.comitia/.*: Not a directory; choose another place, or make it usable for this user", line)
+
+
 def spoil_directory(keys: FederationKeys, _tmp_path: Path) -> None:
     content = bytearray(keys.directory_file.read_bytes())
     content[len(content) // 2] ^= 1
