@@ -109,7 +109,7 @@ def follow(console: Console, options: DemoOptions, run: Run, notes: Notes) -> No
     """Show a run as it goes, then its summary, report and plot.
 
     Raises:
-        ComitiaError: the run failed; what there is of report and plot is written first.
+        ComitiaError: the run failed; what there is of report and plot is written first, if it has begun.
     """
     try:
         with Display(console, run, options.version_count, options.clients) as display:
@@ -118,13 +118,18 @@ def follow(console: Console, options: DemoOptions, run: Run, notes: Notes) -> No
                     run.hear(*note)
                     display.hear(*note)
     finally:
-        print_summary(console, run)
-        if options.report is not None:
-            write_report(run, options.report)
-        if options.plot is not None and run.rounds:
-            write_plot(run, options.plot)
+        if run.plan:
+            _conclude(console, options, run)
     if not run.finished:
         raise RunEnded(f"the run ended at version {len(run.rounds)} of {options.version_count}")
+
+
+def _conclude(console: Console, options: DemoOptions, run: Run) -> None:
+    print_summary(console, run)
+    if options.report is not None:
+        write_report(run, options.report)
+    if options.plot is not None and run.rounds:
+        write_plot(run, options.plot)
 
 
 class RunEnded(ComitiaError):

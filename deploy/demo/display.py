@@ -49,8 +49,6 @@ class Display:
         if self.console.is_terminal:
             self._live = Live(self._draw(), console=self.console, refresh_per_second=4)
             self._live.__enter__()
-        else:
-            self.console.print(_HEADING, soft_wrap=True)
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -77,6 +75,8 @@ class Display:
             accuracies = [accuracy for one in self.run.rounds if (accuracy := _accuracy(one)) is not None]
             self._progress.update(self._task, completed=fields["version"], spark=sparkline(accuracies[-40:]))
             if self._live is None:
+                if len(self.run.rounds) == 1:
+                    self.console.print(_HEADING, soft_wrap=True)
                 self.console.print(_line(self.run.rounds[-1]), highlight=False, soft_wrap=True)
         if event == "version_progress":
             self._progress.update(self._task, completed=fields["version"] + fields["share"])

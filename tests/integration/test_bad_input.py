@@ -196,6 +196,22 @@ def test_a_mistake_in_the_options_of_the_demo(comitia: Comitia, options: str, sa
     assert re.search(said, comitia("demo", *options.split()))
 
 
+def test_a_run_that_cannot_begin_shows_no_table_and_keeps_an_old_report(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text("of yesterday")
+    done = subprocess.run(
+        [*COMMAND, "simulate", "--density", "2", "--report", str(report)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert report.read_text() == "of yesterday"
+
+
 def test_a_mistake_behind_a_url_ends_at_once_and_alike(tmp_path: Path) -> None:
     """Nothing is left to a coordinator process that would have to be read in a log."""
     done = subprocess.run(
