@@ -16,7 +16,7 @@ from rich.table import Table
 from coordinator.dry_run import DryRun, foresee
 from coordinator.presets import preset_of, with_preset
 from coordinator.settings import CoordinatorSettings, plan_of
-from deploy.sizes import size_text
+from deploy.sizes import attacked_text, odds_text, saving_text, size_text
 from shared.crypto.signing import SigningKey, load_verifying_key
 from shared.directory import DIRECTORY_FILE, ENROLMENT_PUBLIC_FILE, Directory, load_directory
 from shared.errors import SettingsError
@@ -87,8 +87,7 @@ def _show(console: Console, made: Plan, run: DryRun, preset: str) -> None:
 
 
 def _rows(made: Plan, run: DryRun) -> list[tuple[str, str]]:
-    rule, odds = made.aggregation, run.attack_odds
-    fewer = run.dense_bytes_up / run.update_bytes_up
+    rule = made.aggregation
     drawn = "" if run.drawn == run.clients else f", {run.drawn} of them in a round"
     return [
         ("federation", made.federation),
@@ -100,7 +99,8 @@ def _rows(made: Plan, run: DryRun) -> list[tuple[str, str]]:
             "per update up",
             f"{size_text(run.update_bytes_up)}, of these {run.offer_bytes} B for the offer"
             + (f" and {size_text(run.group_bytes)} for the group; " if run.group_bytes else "; ")
-            + f"float32 and dense {size_text(run.dense_bytes_up)}: {fewer:.1f} times fewer",
+            + f"float32 and dense {size_text(run.dense_bytes_up)}: "
+            + saving_text(run.update_bytes_up, run.dense_bytes_up),
         ),
         ("per version down", f"{size_text(run.change_bytes_down)} for each worker process"),
         ("to join", f"a snapshot of {size_text(run.snapshot_bytes_down)}"),
@@ -117,10 +117,7 @@ def _rows(made: Plan, run: DryRun) -> list[tuple[str, str]]:
         ("rule", f"{rule.rule}, trim {rule.trim}, gates {'on' if rule.gates else 'off'}"),
         ("groups", f"{run.groups} of up to {run.members} members; {run.quorum} sums make a step"),
         ("in a group", _in_a_group(made, run)),
-        (
-            f"more than {rule.trim} attacked",
-            "; ".join(f"{float(odd):.1%} with {attackers} attackers" for attackers, odd in odds.items()),
-        ),
+        (attacked_text(rule.trim), odds_text(run.attack_odds)),
         (
             "deadlines",
             f"round {run.round_deadline_s:g} s, group step {run.group_step_s:g} s, sums {run.sums_deadline_s:g} s; "

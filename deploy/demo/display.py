@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.demo.report import Run
-from deploy.sizes import size_text
+from deploy.sizes import attacked_text, odds_text, saving_text, size_text
 
 ROWS_SHOWN = 12
 SHARES_SHOWN = 8
@@ -137,8 +137,8 @@ def print_summary(console: Console, run: Run) -> None:
     for words in validation_words(final["validation"]):
         table.add_row("at the clients", f"{words}, mean and deviation of version {final['validation']['version']}")
     up, dense = final["bytes_up_per_update"], final["bytes_dense_per_update"]
-    if up:
-        table.add_row("per update", f"{size_text(up)} sent, {size_text(dense)} if dense: {dense / up:.1f} times fewer")
+    if up and dense:
+        table.add_row("per update", f"{size_text(up)} sent, {size_text(dense)} if dense: {saving_text(up, dense)}")
     for name, words in (*_trouble(report), *simulation_words(report.get("simulation"))):
         table.add_row(name, words)
     if final["weights_sha256"]:
@@ -232,9 +232,7 @@ def _cells(one: dict[str, Any]) -> tuple[str, ...]:
 def _message(event: str, fields: dict[str, Any]) -> str:
     match event:
         case "coordinator_started":
-            odds = ", ".join(f"{attackers}: {odds:.1%}" for attackers, odds in fields["attack_odds"].items())
-            trim = fields["plan"]["aggregation"]["trim"]
-            return f"odds that more than {trim} groups are attacked, by number of attackers: {odds}"
+            return f"odds of {attacked_text(fields['plan']['aggregation']['trim'])}: {odds_text(fields['attack_odds'])}"
         case "privacy_announced" | "plan_warning":
             return str(fields["text"])
         case "client_lost":

@@ -168,6 +168,7 @@ def write_plot(run: Run, path: Path) -> None:
         color="tab:orange",
         label="lost",
     )
+    clients.set_ylim(0, 1.1 * max(one["clients_counted"] + one["clients_lost"] for one in run.rounds))
     clients.set_ylabel("clients")
     clients.set_xlabel("model version")
     clients.legend(loc="lower right")

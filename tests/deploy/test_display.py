@@ -30,7 +30,8 @@ def test_what_clients_measured_is_said_with_its_version_and_spread() -> None:
 
 
 def test_a_run_that_is_interrupted_has_come_as_far_as_its_last_version() -> None:
-    run = Run("memory", "", plan={"aggregation": {"rule": "mean", "trim": 0}, "group_size": 1})
+    plan = {"aggregation": {"rule": "mean", "trim": 0}, "group_size": 1, "dimension": 1_000}
+    run = Run("memory", "", plan=plan)
     figures: dict[str, Any] = {**dict.fromkeys(ROUND_FIELDS, 1), "epsilon_max": None, "epsilon_mean": None}
     run.hear("round_finished", figures | {"version": 7, "validation": {}})
     output = io.StringIO()
@@ -50,6 +51,11 @@ def test_a_run_that_is_interrupted_has_come_as_far_as_its_last_version() -> None
         ("stopped_early", {"version": 9, "reason": "no better version"}, "stopped early: no better version"),
         ("rate_lowered", {"version": 7, "factor": 0.25}, "plateau at version 7: server's learning rate times 0.25"),
         (
+            "coordinator_started",
+            {"plan": {"aggregation": {"trim": 1}}, "attack_odds": {"1": 0.0, "2": 0.842}},
+            "odds of more than 1 group attacked: 0.0% with 1 attacker, 84.2% with 2 attackers",
+        ),
+        (
             "dense_entries",
             {"optimizer": "Adam", "bytes": 38_400, "bytes_of_round": 3_840},
             "the server's Adam moves every coordinate: change entries hold the whole model, 38.4 kB instead of 3.8 kB",
@@ -61,6 +67,19 @@ def test_what_an_operator_may_want_to_know_is_said_in_words(event: str, fields: 
     with Display(Console(file=output, width=200), Run("memory", ""), rounds=3, clients=2) as display:
         display.hear(event, fields)
     assert words in output.getvalue()
+
+
+@pytest.mark.parametrize(("sent", "words"), [(2_000, "2.0 times fewer"), (16_000, "4.0 times as many")])
+def test_what_is_sent_of_a_small_model_is_not_called_fewer_bytes(sent: int, words: str) -> None:
+    plan = {"aggregation": {"rule": "mean", "trim": 0}, "group_size": 1, "dimension": 1_000}
+    figures: dict[str, Any] = {**dict.fromkeys(ROUND_FIELDS, 1), "epsilon_max": None, "epsilon_mean": None}
+    run = Run("memory", "", plan=plan)
+    run.hear("round_finished", figures | {"bytes_up": sent, "validation": {}})
+    output = io.StringIO()
+
+    print_summary(Console(file=output, width=200), run)
+
+    assert f"4.0 kB if dense: {words}" in output.getvalue()
 
 
 def test_a_rejected_group_is_honest_only_without_any_attacker() -> None:
