@@ -7,7 +7,11 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ROUND_FIELDS = (
     "version",
@@ -131,50 +135,59 @@ def write_report(run: Run, path: Path) -> None:
 
 
 def write_plot(run: Run, path: Path) -> None:
-    """Draw accuracy and loss, and who was counted and lost, over the versions, in the format of the file name."""
+    """Draw the curves, in the format of the file name."""
+    plot_of(run).savefig(path, dpi=120)
+
+
+def plot_of(run: Run) -> Figure:
+    """Accuracy and loss, as far as they were measured, and who was counted and lost, over the versions."""
     from matplotlib.figure import Figure  # it takes a second to import, which most runs need not spend
 
-    versions = [one["version"] for one in run.rounds]
     figure = Figure(figsize=(9, 6), layout="constrained")
     curves, clients = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    curves.plot(versions, [one["accuracy"] for one in run.rounds], color="tab:blue", label="accuracy on held-out data")
-    curves.set_ylabel("accuracy")
-    curves.set_ylim(0, 1)
-    curves.grid(alpha=0.3)
-    losses = curves.twinx()
-    losses.plot(versions, [one["loss"] for one in run.rounds], color="tab:red", label="loss", linestyle="--")
-    losses.set_ylabel("loss")
-    losses.set_ylim(bottom=0)
-    validated = [one["validation"] for one in run.rounds if "accuracy" in one["validation"]]
-    if validated:
-        means, spreads = ([one[name] for one in validated] for name in ("accuracy", "accuracy_std"))
-        curves.errorbar(
-            [one["version"] for one in validated],
-            means,
-            yerr=spreads,
-            color="tab:purple",
-            marker=".",
-            capsize=2,
-            linewidth=1,
-            label="accuracy at the clients, ± deviation",
-        )
-    handles = [*curves.get_legend_handles_labels()[0], *losses.get_lines()]
-    curves.legend(handles=handles, loc="center right")
-    clients.bar(versions, [one["clients_counted"] for one in run.rounds], color="tab:green", label="counted")
-    clients.bar(
-        versions,
-        [one["clients_lost"] for one in run.rounds],
-        bottom=[one["clients_counted"] for one in run.rounds],
-        color="tab:orange",
-        label="lost",
-    )
-    clients.set_ylim(0, 1.1 * max(one["clients_counted"] + one["clients_lost"] for one in run.rounds))
-    clients.set_ylabel("clients")
-    clients.set_xlabel("model version")
-    clients.legend(loc="lower right")
+    _draw_curves(curves, run.rounds)
+    _draw_clients(clients, run.rounds)
     aggregation, codec = run.plan["aggregation"], run.plan["codec"]
     figure.suptitle(
         f"{run.plan['workload']}: {aggregation['rule']}, trim {aggregation['trim']}, "
         f"{codec['selection']} coordinates at density {codec['density']:g}"
     )
-    figure.savefig(path, dpi=120)
+    return figure
+
+
+def _draw_curves(axes: Axes, rounds: list[dict[str, Any]]) -> None:
+    handles: list[Any] = []
+    evaluated = [one for one in rounds if one["accuracy"] is not None]
+    if evaluated:
+        versions, accuracies = ([one[name] for one in evaluated] for name in ("version", "accuracy"))
+        handles += axes.plot(versions, accuracies, color="tab:blue", label="accuracy on held-out data")
+    validated = [one["validation"] for one in rounds if "accuracy" in one["validation"]]
+    if validated:
+        versions, means, spreads = (
+            [one[name] for one in validated] for name in ("version", "accuracy", "accuracy_std")
+        )
+        style: dict[str, Any] = {"color": "tab:purple", "marker": ".", "capsize": 2, "linewidth": 1}
+        label = "accuracy at the clients, ± deviation"
+        handles.append(axes.errorbar(versions, means, yerr=spreads, label=label, **style))
+    axes.set_ylabel("accuracy")
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    evaluated = [one for one in rounds if one["loss"] is not None]
+    if evaluated:
+        losses = axes.twinx()
+        versions, values = ([one[name] for one in evaluated] for name in ("version", "loss"))
+        handles += losses.plot(versions, values, color="tab:red", label="loss", linestyle="--")
+        losses.set_ylabel("loss")
+        losses.set_ylim(bottom=0)
+    if handles:
+        axes.legend(handles=handles, loc="center right")
+
+
+def _draw_clients(axes: Axes, rounds: list[dict[str, Any]]) -> None:
+    versions, counted, lost = ([one[name] for one in rounds] for name in ("version", "clients_counted", "clients_lost"))
+    axes.bar(versions, counted, color="tab:green", label="counted")
+    axes.bar(versions, lost, bottom=counted, color="tab:orange", label="lost")
+    axes.set_ylim(0, 1.1 * max(one["clients_counted"] + one["clients_lost"] for one in rounds))
+    axes.set_ylabel("clients")
+    axes.set_xlabel("model version")
+    axes.legend(loc="lower right")

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from deploy.demo.display import Display, print_summary
-from deploy.demo.report import ROUND_FIELDS, Run
+from deploy.demo.report import ROUND_FIELDS, Run, plot_of
 
 
 def test_what_clients_measured_is_said_with_its_version_and_spread() -> None:
@@ -41,6 +41,26 @@ def test_a_run_that_is_interrupted_has_come_as_far_as_its_last_version() -> None
     assert run.report()["final"]["model_version"] == 7
     assert "versions    7 in" in output.getvalue()
     assert "None" not in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("measured", "labels"),
+    [
+        ({}, ["accuracy on held-out data", "accuracy at the clients, ± deviation", "loss"]),
+        ({"accuracy": None, "loss": None}, ["accuracy at the clients, ± deviation"]),
+        ({"accuracy": None, "loss": None, "validation": {}}, []),
+    ],
+)
+def test_the_plot_has_the_curves_that_were_measured(measured: dict[str, Any], labels: list[str]) -> None:
+    codec = {"selection": "random", "density": 0.1}
+    run = Run("memory", "", plan={"workload": "w", "aggregation": {"rule": "mean", "trim": 0}, "codec": codec})
+    own = {"version": 0, "accuracy": 0.5, "accuracy_std": 0.1}
+    figures: dict[str, Any] = {**dict.fromkeys(ROUND_FIELDS, 1), "epsilon_mean": None, "validation": own}
+    run.hear("round_finished", figures | measured)
+
+    legend = plot_of(run).axes[0].get_legend()
+
+    assert ([] if legend is None else [text.get_text() for text in legend.get_texts()]) == labels
 
 
 @pytest.mark.parametrize(
