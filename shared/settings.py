@@ -23,7 +23,7 @@ from shared.telemetry import LogFormat, LogLevel
 from shared.transport.broker_settings import BrokerSettings
 
 ENV_PREFIX = "COMITIA_"
-RESERVED_VARIABLES = frozenset({"COMITIA_TEST_BROKER", "COMITIA_TEST_BROKER_URL"})
+RESERVED_VARIABLES = frozenset({"COMITIA_TEST_BROKER", "COMITIA_TEST_BROKER_URL", "COMITIA_TEST_DROPOUTS"})
 """Variables of the test suite, which share our prefix."""
 
 

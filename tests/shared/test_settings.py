@@ -213,5 +213,6 @@ def test_variables_of_others_are_none_of_ours() -> None:
         "comitia_part__size": "1",
         "COMITIA_LOG_LEVEL": "info",
         "COMITIA_TEST_BROKER_URL": "amqp://",
+        "COMITIA_TEST_DROPOUTS": "all",
     }
     refuse_unknown_variables(environment, (ProcessSettings, OwnSettings))
