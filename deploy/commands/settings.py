@@ -21,8 +21,9 @@ from worker.settings import WorkerSettings
 WIDTH = 120
 HEADING = """\
 Settings of Comitia's processes, as environment variables. Copy what you need to .env, which every command reads; the
-environment wins over it. What stands here are the defaults, and a line without a value is not set. Unknown names and
-values out of bounds are refused. `--config FILE.toml` takes the same names in lower case, without the prefix.
+environment wins over it. What stands here are the defaults; a line without a value is not set (None, in the texts
+below). Unknown names and values out of bounds are refused. `--config FILE.toml` takes the same names in lower
+case, without the prefix.
 
 Made by `comitia settings`.
 """
