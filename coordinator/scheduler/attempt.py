@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
+from coordinator.scheduler.clients import Roll
 from shared.effects import Note, note
 from shared.modellog.chain import ChainState
 from shared.plan_sections import RoundPlan
@@ -43,12 +44,17 @@ class Round:
         self.said_waiting = False
         self.offer_times.clear()
 
-    def say_waiting(self, offers: int, needed: int, live: int) -> Iterator[Note]:
-        """Say once that there are too few offers, or clients, and that nothing is done about it."""
+    def say_waiting(self, offers: int, needed: int, roll: Roll) -> Iterator[Note]:
+        """Say once that there are too few offers, or clients, and that nothing is done about it.
+
+        Nor is a back-off cut short: whoever breaks the protocol would make the others spend an update each time.
+        """
         if not self.said_waiting:
             self.said_waiting = True
-            fields = {"version": self.version, "offers": offers, "needed": needed, "live": live}
-            yield note("waiting_for_clients", "warning", **fields)
+            backed_off = sorted(roll.live - roll.drawable(roll.live, self.version))
+            fields: dict[str, object] = {"offers": offers, "needed": needed, "live": len(roll.live)}
+            fields |= {"backed_off": backed_off} if backed_off else {}
+            yield note("waiting_for_clients", "warning", version=self.version, **fields)
 
     def is_grace_over(self, plan: RoundPlan, offered: int, expected: int, now: float) -> bool:
         """Whether enough of those expected have offered, and the others have had their grace."""

@@ -387,7 +387,7 @@ class Scheduler:
                 yield Tell(ClientLost(client, version, phase))
 
     def _say_waiting(self, current: Round, needed: int) -> Iterator[Note]:
-        return current.say_waiting(len(self._pool), needed, len(self._roll.live))
+        return current.say_waiting(len(self._pool), needed, self._roll)
 
     def _finished(self, chain: ChainState) -> bool:
         return chain.version >= self._plan.round.rounds

@@ -22,6 +22,7 @@ from deploy.brokers.broker import Broker, BrokerKind
 from deploy.brokers.handshake import await_broker
 from deploy.leash import Leashed
 from shared.errors import BrokerUnavailable
+from shared.wire.topology import UNSETTLED_MS
 
 HOST = "127.0.0.1"
 NODE = "comitia@localhost"
@@ -36,6 +37,7 @@ CONFIGURATION = """\
 default_user = {user}
 default_pass = {password}
 heartbeat = 10
+consumer_timeout = {unsettled_ms}
 """
 
 
@@ -157,7 +159,8 @@ def _start(programs: Programs, directory: Path, lock: int, ready_s: float) -> Br
 
 def configure(directory: Path, password: str) -> None:
     """Write a node's configuration: one user with this password, no plugins."""
-    _write_private(directory / "rabbitmq.conf", CONFIGURATION.format(user=USER, password=password))
+    lines = CONFIGURATION.format(user=USER, password=password, unsettled_ms=UNSETTLED_MS)
+    _write_private(directory / "rabbitmq.conf", lines)
     (directory / "enabled_plugins").write_text("[].\n")
 
 

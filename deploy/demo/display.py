@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.demo.report import Run
+from deploy.log_lines import waiting_text
 from deploy.sizes import attacked_text, odds_text, saving_text, size_text
 
 ROWS_SHOWN = 12
@@ -263,7 +264,7 @@ def _message(event: str, fields: dict[str, Any]) -> str:
         case "draw_void":
             return f"draw void: {fields['reason']}"
         case "waiting_for_clients":
-            return f"waiting: {fields['offers']} offers, {fields['needed']} needed, {fields['live']} clients live"
+            return f"waiting: {waiting_text(fields)}"
         case "disconnected":
             return f"broker lost: {fields['reason']}"
         case "connected" if fields["reconnects"]:

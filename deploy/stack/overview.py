@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deploy.log_lines import parse_note
+from deploy.log_lines import parse_note, waiting_text
 from deploy.stack.files import Present, ProcessPresent
 from worker.client_ids import write_client_ids
 
@@ -104,7 +104,7 @@ def _state(present: Present, progress: Progress) -> str:
     if all(one.name == "coordinator" for one in present.processes):
         return "waits for clients; `comitia workers N` starts workers"
     if progress.waiting:
-        return "waits: {offers} offers, {needed} needed, {live} clients live".format(**progress.waiting)
+        return f"waits: {waiting_text(progress.waiting)}"
     return "learning"
 
 

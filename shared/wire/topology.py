@@ -21,6 +21,9 @@ from shared.transport.port import Binding, Exchange, ExchangeKind, Queue, QueueK
 MIB = 2**20
 DELIVERY_LIMIT = 100
 """Deliveries of one message before it is dead-lettered. Explicit: RabbitMQ 3.10 has no limit of its own, 4.0 has 20."""
+UNSETTLED_MS = 30 * 24 * 3600 * 1000
+"""A delivery may be unsettled for 30 days: offers are, while a run is paused. RabbitMQ's own limit is half an hour, at
+which it closes the channel, and a coordinator loses its lease. 3.10 knows a limit for the whole broker only."""
 _DEAD_DELIVERY_LIMIT = 1_000_000
 """Looking at dead letters returns them: RabbitMQ 4.0's own limit would drop what was looked at 20 times."""
 
@@ -195,6 +198,7 @@ def _work_queue(
     """A replicated queue that loses nothing: what it cannot hold is refused, what it cannot deliver is kept as dead."""
     arguments: dict[str, str | int] = {
         "x-delivery-limit": DELIVERY_LIMIT,
+        "x-consumer-timeout": UNSETTLED_MS,
         "x-dead-letter-exchange": names.dead_letters,
         # Needs reject-publish; without it a dead letter can be lost between two queues.
         "x-dead-letter-strategy": "at-least-once",

@@ -599,6 +599,21 @@ def test_who_broke_the_protocol_is_not_drawn_for_some_versions(opened: bool) -> 
     assert liar in office.scheduler.live
 
 
+def test_a_draw_that_lacks_clients_that_are_backed_off_is_waited_for_and_says_so() -> None:
+    office = Office(clients=3, trim=1)
+    office.draw()
+    draw = office.desk.chain.draw
+    assert draw is not None
+    liar, *others = office.clients
+    office.handle(summed(draw.entry, office.clients, blamed=(liar,)), 2.0)
+    office.handle(office.change(), 3.0)
+
+    office.offers(others, 4.0, counter=101)
+    (waiting,) = only(Note, office.handle(Tick(), 4.0 + DEADLINE_S))
+    assert waiting.event == "waiting_for_clients"
+    assert waiting.fields == {"version": 1, "offers": 2, "needed": 3, "live": 3, "backed_off": [liar]}
+
+
 # ── draws in vain ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -55,6 +55,8 @@ def test_work_queues_refuse_when_full_and_lose_no_dead_letter() -> None:
     for queue in work:
         arguments = queue.declared_arguments
         assert arguments["x-delivery-limit"] == 100
+        # A paused run keeps offers unsettled; RabbitMQ's own limit is half an hour.
+        assert int(arguments["x-consumer-timeout"]) >= 7 * 24 * 3600 * 1000
         assert arguments["x-dead-letter-exchange"] == NAMES.dead_letters
         # The broker ignores at-least-once without reject-publish.
         assert arguments["x-dead-letter-strategy"] == "at-least-once"
