@@ -65,9 +65,9 @@ class Display:
 
     def hear(self, event: str, fields: dict[str, Any]) -> None:
         """Show what is worth showing of a note that the run has taken in."""
-        message = _message(event, fields)
+        message = _printable(_message(event, fields))
         if message and self._live is None:
-            self.console.print(message, highlight=False, soft_wrap=True)
+            self.console.print(message, highlight=False, markup=False, soft_wrap=True)
         elif message:
             self._messages.append(f"{time.strftime('%H:%M:%S')}  {message}")
         if event == "client_joined":
@@ -228,6 +228,11 @@ def _cells(one: dict[str, Any]) -> tuple[str, ...]:
         size_text(one["bytes_down"]),
         f"{one['seconds']:.2f}",
     )
+
+
+def _printable(message: str) -> str:
+    """A message in which clients or a broker may have had words, none of which steers the terminal."""
+    return "".join(character if character.isprintable() else " " for character in message)
 
 
 def _message(event: str, fields: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ def overview(present: Present, progress: Progress, clients: int, away: Collectio
     heading = Table(box=None, show_header=False, pad_edge=False)
     heading.add_column(style="bold")
     heading.add_column(overflow="fold")
-    heading.add_row("federation", f"{progress.federation}: {_state(present, progress)}")
+    heading.add_row("federation", Text(f"{progress.federation}: {_state(present, progress)}"))
     if progress.version is not None:
         heading.add_row("version", f"{progress.version} of {progress.rounds}")
     if progress.accuracy is not None:

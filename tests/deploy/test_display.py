@@ -89,6 +89,13 @@ def test_what_an_operator_may_want_to_know_is_said_in_words(event: str, fields: 
     assert words in output.getvalue()
 
 
+def test_what_a_client_says_is_shown_as_it_is_and_steers_no_terminal() -> None:
+    output = io.StringIO()
+    with Display(Console(file=output, width=200), Run("memory", ""), rounds=3, clients=2) as display:
+        display.hear("client_training_failed", {"client": "client-001", "reason": "[/b] [red]full[/red] \x1b[2Jdisk"})
+    assert "client-001 cannot train: [/b] [red]full[/red]  [2Jdisk" in output.getvalue()
+
+
 @pytest.mark.parametrize(("sent", "words"), [(2_000, "2.0 times fewer"), (16_000, "4.0 times as many")])
 def test_what_is_sent_of_a_small_model_is_not_called_fewer_bytes(sent: int, words: str) -> None:
     plan = {"aggregation": {"rule": "mean", "trim": 0}, "group_size": 1, "dimension": 1_000}

@@ -370,6 +370,7 @@ def shown(
         ((STARTED, IN_OFFICE), (WORKER,), "local: learning"),
         ((STARTED, IN_OFFICE, WAITING), (WORKER,), "waits: 1 offers, 3 needed, 2 clients live"),
         ((STARTED, IN_OFFICE, WAITING, ROUND), (WORKER,), "local: learning"),
+        ((STARTED, IN_OFFICE, LOST | {"reason": "[/b] gone"}), (WORKER,), "broker lost: [/b] gone"),
         ((STARTED, IN_OFFICE, LOST), (WORKER,), "broker lost: gone"),
         ((STARTED, IN_OFFICE, LOST, BACK), (WORKER,), "local: learning"),
         ((STARTED, IN_OFFICE, FINISHED), (), "local: finished"),
