@@ -43,6 +43,7 @@ from shared.directory import (
     with_clients,
     without_clients,
 )
+from shared.disk import sync_directory
 from shared.errors import DirectoryError, SettingsError
 from shared.identity import ClientId, Name, numbered_client
 from worker.keystore import CLIENT_KEYS_DIRECTORY, key_file
@@ -249,5 +250,6 @@ def _replace(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        sync_directory(path.parent)
     except OSError as error:
         raise DirectoryError(f"{path}: cannot be written: {error.strerror}") from error

@@ -14,10 +14,10 @@ from shared.wire.topology import definitions as definitions_of
 
 
 def definitions(
+    model_parameters: Annotated[int, typer.Option(min=1, help="How many parameters federate; sizes the streams.")],
     federation_dir: Annotated[Path, typer.Option(help="Directory with directory.signed and enrolment.pub.")] = Path(
         "federation"
     ),
-    model_parameters: Annotated[int, typer.Option(min=1, help="How many parameters federate; sizes the streams.")] = 1,
     vhost: Annotated[str, typer.Option(help="The broker's virtual host.")] = "/",
 ) -> None:
     """Print a federation's exchanges, queues and permissions as RabbitMQ's definitions.json.

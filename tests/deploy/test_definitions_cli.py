@@ -16,7 +16,10 @@ def test_every_client_has_a_queue_and_every_site_its_own_user(tmp_path: Path) ->
     keys = enroll_clients(keys, "clinic-a", ["ann", "bob"], broker_user="alice")
     enroll_clients(keys, "clinic-b", ["cay"])
 
-    result = CliRunner().invoke(app, ["definitions", "--federation-dir", str(tmp_path / "federation")])
+    order = ["definitions", "--federation-dir", str(tmp_path / "federation")]
+    # A default would be wrong for every model, and found out only when the coordinator declares its log.
+    assert CliRunner().invoke(app, order).exit_code == 2
+    result = CliRunner().invoke(app, [*order, "--model-parameters", "1000"])
 
     assert result.exit_code == 0
     printed = json.loads(result.stdout)
