@@ -143,9 +143,9 @@ class _Status:
             reason = self._reason
         if self._refused:
             remedy = "check user, password, virtual host and permissions"
-        else:
-            remedy = "check that RabbitMQ runs there and that the broker URLs are right"
+            raise BrokerUnavailable(f"the broker at {self._hosts} lets nobody in as this user ({reason}); {remedy}")
         waited_s = time.monotonic() - began
+        remedy = "check that RabbitMQ runs there and that the broker URLs are right"
         raise BrokerUnavailable(f"no broker at {self._hosts} within {waited_s:.0f} s (last: {reason}); {remedy}")
 
     def up(self, side: str, broker: str) -> None:
