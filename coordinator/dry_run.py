@@ -124,26 +124,13 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         PlanError: that many clients could never draw, or the server optimizer does not exist or refuses its options.
     """
     plan.check_clients(clients)
-    is_sync = plan.round.mode == "sync"
-    drawn = min(clients, (plan.round.cohort_size or clients) if is_sync else pool_size(plan, clients))
-    cut = cut_groups(drawn, plan.group_size)
-    groups, members = len(cut), max(len(group) for group in cut)
+    sizes = _group_sizes(plan, clients)
+    drawn, groups, members = sum(sizes), len(sizes), max(sizes)
     model_bytes = FLOAT_BYTES * plan.dimension
-    sent, server_vectors = plan.coordinate_count, _server_vectors(plan)
-    own = plan.codec.selection == "top_k"
-    # Where every client chooses its own, at most all choices together change; that is what a first round looks like.
-    changed = plan.dimension if server_vectors else min(plan.dimension, groups * sent) if own else sent
-    listed = own and not server_vectors and worth_listing(plan.dimension, changed)
-    changed_bytes = (
-        listed_size(plan.dimension, changed) if listed else FLOAT_BYTES * (plan.dimension if own else changed)
-    )
+    server_vectors, own = _server_vectors(plan), plan.codec.selection == "top_k"
     share, watched = plan.evaluation.client_share, int(plan.steering.watch == "clients")
-    words_bytes = plan.sum_format(plan.members_max, plan.codec.clipping_norm).length * plan.bits // 8
-    words_bytes += plan.positions_bytes
-    offer_bytes = _message_bytes(samples.offer(plan), plan)
-    group_bytes = sum(_message_bytes(message, plan) for message in samples.group_replies(plan, members))
-    update_bytes = offer_bytes + group_bytes + _cut_bytes(words_bytes, samples.words(members), plan)
-    where: samples.Where = "listed" if listed else "all" if changed == plan.dimension or own else "round"
+    offer_bytes, group_bytes, words_bytes, update_bytes = _bytes_up(plan, members)
+    where, changed_bytes = _changed(plan, groups, server_vectors)
     change_bytes = _entry_bytes(samples.change(plan, groups, where), changed_bytes, plan)
     directory_bytes = DIRECTORY_BYTES + clients * DIRECTORY_CLIENT_BYTES
     snapshot_bytes = _entry_bytes(samples.snapshot(plan), model_bytes, plan)
@@ -151,12 +138,12 @@ def foresee(plan: Plan, clients: int) -> DryRun:
     means = 1 if plan.aggregation.rule == "mean" else groups
     stream = log_queue(Names(plan.federation), model_bytes).arguments["x-max-length-bytes"]
     charge, delta = plan.charge_of_run(), plan.privacy.delta or 0.0
-    noise = _noise_over_signal(plan, [len(group) for group in cut])
+    noise = _noise_over_signal(plan, sizes)
     return DryRun(
         clients=clients,
         drawn=drawn,
         dimension=plan.dimension,
-        values_per_update=sent,
+        values_per_update=plan.coordinate_count,
         bits=plan.bits,
         validation_slots=sum(map(is_validation_slot, plan.metric_bounds)),
         validation_records_min=math.ceil(1.0 / share - 1e-9) if share else None,
@@ -172,7 +159,7 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         run_bytes_log=plan.round.rounds * change_bytes + _snapshots(plan, changed_bytes) * snapshot_bytes,
         log_stream_bytes_max=int(stream),
         coordinator_memory_bytes=(COORDINATOR_MODELS + watched + server_vectors) * model_bytes
-        + means * FLOAT_BYTES * (plan.dimension if own else sent)
+        + means * FLOAT_BYTES * (plan.dimension if own else plan.coordinate_count)
         + drawn * words_bytes,
         worker_memory_bytes=(WORKER_MODELS + TRAINING_MODELS) * model_bytes,
         seat_memory_bytes=(2 if own else 1) * model_bytes + words_bytes,
@@ -192,6 +179,33 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         noise_over_signal_aggregate=None if noise is None else noise[1],
         warnings=_warnings(plan) if noise is None else _privacy_warnings(plan, noise[1], members),
     )
+
+
+def _group_sizes(plan: Plan, clients: int) -> list[int]:
+    """The sizes of a draw's groups, if all of these clients take part."""
+    is_sync = plan.round.mode == "sync"
+    drawn = min(clients, (plan.round.cohort_size or clients) if is_sync else pool_size(plan, clients))
+    return [len(group) for group in cut_groups(drawn, plan.group_size)]
+
+
+def _bytes_up(plan: Plan, members: int) -> tuple[int, int, int, int]:
+    """What a member of the largest group sends: offer, the group's other messages, bare words, and all together."""
+    words = plan.sum_format(plan.members_max, plan.codec.clipping_norm).length * plan.bits // 8 + plan.positions_bytes
+    offer = _message_bytes(samples.offer(plan), plan)
+    group = sum(_message_bytes(message, plan) for message in samples.group_replies(plan, members))
+    return offer, group, words, offer + group + _cut_bytes(words, samples.words(members), plan)
+
+
+def _changed(plan: Plan, groups: int, server_vectors: int) -> tuple[samples.Where, int]:
+    """How a change entry says which coordinates it changes, and the bytes of what it carries."""
+    if not server_vectors and plan.codec.selection != "top_k":
+        where: samples.Where = "all" if plan.coordinate_count == plan.dimension else "round"
+        return where, FLOAT_BYTES * plan.coordinate_count
+    # Where every client chooses its own, at most all choices together change; that is what a first round looks like.
+    count = plan.dimension if server_vectors else min(plan.dimension, groups * plan.coordinate_count)
+    if not server_vectors and worth_listing(plan.dimension, count):
+        return "listed", listed_size(plan.dimension, count)
+    return "all", FLOAT_BYTES * plan.dimension
 
 
 def _noise_over_signal(plan: Plan, sizes: list[int]) -> tuple[float, float] | None:
