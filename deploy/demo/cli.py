@@ -61,7 +61,9 @@ def demo(
             return
         runs = (PROJECT_DIR / "demo").absolute()
         keep_recent(runs, RUNS_KEPT - 1)
-        with Processes(options, chosen, runs / time.strftime("%Y%m%d-%H%M%S")) as started:
+        # Two may start in the same second.
+        directory = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        with Processes(options, chosen, directory) as started:
             console.print(f"logs: {started.directory}", style="dim", highlight=False, soft_wrap=True)
             how = f"comitia pause {started.operator_options}  (or resume, or stop)"
             console.print(f"from another terminal: {how}", style="dim", highlight=False, soft_wrap=True)
