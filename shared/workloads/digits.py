@@ -158,8 +158,8 @@ class DigitsCnn(BundledWorkload):
 
     @property
     def recipe(self) -> TrainingRecipe:
-        """SGD with lr 0.2, batches of 16, 2 local epochs."""
-        return TrainingRecipe(optimizer="SGD", options={"lr": 0.2}, batch_size=16, local_epochs=2, clipping_norm=0.9)
+        """SGD with lr 0.125, batches of 16, 2 local epochs. With 0.2 one run in seven diverges at density 0.1."""
+        return TrainingRecipe(optimizer="SGD", options={"lr": 0.125}, batch_size=16, local_epochs=2, clipping_norm=0.9)
 
     def model(self) -> nn.Module:
         """Build the network, d = 6,090; see `BundledWorkload.model`."""
