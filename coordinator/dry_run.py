@@ -19,6 +19,7 @@ from coordinator.aggregator.server_step import ServerOptimizer
 from coordinator.scheduler.clients import SILENT_INTERVALS
 from coordinator.scheduler.full_pool import pool_size
 from shared.attack_odds import odds_table
+from shared.codec.quantize import METRIC_WORDS
 from shared.codec.validation import is_validation_slot
 from shared.crypto.draw import cut_groups
 from shared.crypto.signing import SigningKey
@@ -68,7 +69,7 @@ class DryRun:
 
     `update_bytes_up` is all that one client sends for one counted update: offer, words, and what a group of `members`
     takes beside them (`group_bytes`); `threshold` of these must answer. `run_bytes_log` leaves out draws, which are
-    small. `validation_slots` of an update's words say what the client measured of the model it received; one with
+    small. `validation_words` of an update's words say what the client measured of the model it received; one with
     fewer than `validation_records_min` records measures nothing. `attack_odds` says, by the number of attackers, how
     likely more than `trim` groups are attacked. The four figures of privacy are None where there is none: epsilon for
     one client, and the noise's norm over the signal's in the mean of a smallest group and of all. `warnings` are
@@ -80,7 +81,7 @@ class DryRun:
     dimension: int
     values_per_update: int
     bits: int
-    validation_slots: int
+    validation_words: int
     validation_records_min: int | None
     clipping_norm: float
     update_bytes_up: int
@@ -145,7 +146,7 @@ def foresee(plan: Plan, clients: int) -> DryRun:
         dimension=plan.dimension,
         values_per_update=plan.coordinate_count,
         bits=plan.bits,
-        validation_slots=sum(map(is_validation_slot, plan.metric_bounds)),
+        validation_words=METRIC_WORDS * sum(map(is_validation_slot, plan.metric_bounds)),
         validation_records_min=math.ceil(1.0 / share - 1e-9) if share else None,
         clipping_norm=plan.codec.clipping_norm,
         update_bytes_up=update_bytes,

@@ -57,7 +57,8 @@ def pass_gates(words: Words, form: SumFormat, arrived: int, records_max: int, no
     if slots.weight < lightest:
         detail = f"weight sum {slots.weight:.3g} of {arrived} members, who weigh {lightest:.3g} at least"
         raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, detail)
-    lied = beyond_bounds(slots.metrics, dict(form.metric_bounds), arrived / (slots.weight * form.weight_scale))
+    rounding = arrived / (slots.weight * form.weight_scale * form.metric_radix)
+    lied = beyond_bounds(slots.metrics, dict(form.metric_bounds), rounding)
     if lied:
         raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, f"{lied!r} of more or fewer members than measured it")
     norm, limit = mean_norm(words, form, slots.weight), norm_limit(form, arrived, slots.weight, noise)

@@ -191,6 +191,6 @@ def _evaluation(made: Plan, run: DryRun) -> str:
         return f"clients measure nothing; steering watches {watched}"
     return (
         f"each client of {run.validation_records_min} or more records measures the model it receives on "
-        f"{made.evaluation.client_share:.0%} of them, {run.validation_slots} words of an update; "
+        f"{made.evaluation.client_share:.0%} of them, {run.validation_words} words of an update; "
         f"steering watches {watched}"
     )

@@ -2,11 +2,14 @@
 
 A client sends one vector of words mod 2**b::
 
-    [ w * update (k) | w | w * metric ... | 1 if norm <= C else 0 ]
+    [ w * update (k) | w | w * metric (2 words) ... | 1 if norm <= C else 0 ]
 
 with w in (0, 1]. Each kind of slot has its own scale, chosen so that the sum over all n members of a group stays
 inside the signed range: nothing wraps, and nothing is clipped behind anybody's back. The members' words are added mod
 2**b (`coordinator.summing.secure_sum`); `open_slots` and `open_mean` read the sum.
+
+A metric is an integer of two digits, high * radix + low, a word each: the steps of one word are too coarse for what is
+worked out from means, as a deviation is from a mean and a mean square (`shared.codec.validation`).
 
 Where members add integer noise (`NoiseShare`), values have a coarser, fixed scale, which leaves room for it.
 """
@@ -29,6 +32,9 @@ Words: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 BLOCK = 32 * 1024
 """Elements handled at a time: three float64 blocks of 256 KiB fit the second-level cache."""
+
+METRIC_WORDS = 2
+"""Words of a metric: high and low."""
 
 _ROUNDING_SHARE_MAX = 0.05
 _WORD_TYPES: dict[int, np.dtype[Any]] = {16: np.dtype("<u2"), 32: np.dtype("<u4")}
@@ -104,8 +110,8 @@ class SumFormat:
 
     @property
     def length(self) -> int:
-        """Words per client: k values, the weight, the metrics, the bit."""
-        return self.count + 2 + len(self.metric_bounds)
+        """Words per client: k values, the weight, two for each metric, the bit."""
+        return self.count + 2 + METRIC_WORDS * len(self.metric_bounds)
 
     @property
     def levels(self) -> int:
@@ -129,9 +135,13 @@ class SumFormat:
         """Integers per unit of weight."""
         return scale_for(self.bits, self.members, 1.0)
 
-    def metric_scale(self, index: int) -> float:
-        """Integers per unit of w * metric number `index`."""
-        return scale_for(self.bits, self.members, self.metric_bounds[index][1])
+    @property
+    def metric_radix(self) -> int:
+        """What a metric's high word counts in, even: its low word, up to half of this, may use a member's levels.
+
+        No more than 2**16, so that float64 is exact.
+        """
+        return min(2 * (self.levels // self.members), 2**16)
 
     @property
     def word_type(self) -> np.dtype[Any]:
@@ -225,12 +235,16 @@ def quantize(values: FloatVector, factor: float, form: SumFormat, source: Unifor
 def write_slots(words: Words, form: SumFormat, weight: float, metrics: Mapping[str, float], unclipped: bool) -> None:
     """Write weight, metrics (each already within its bound) and bit behind the update, rounded to nearest.
 
-    A weight never rounds to zero: a client whose update counts has a weight.
+    A weight never rounds to zero: a client whose update counts has a weight. Metrics count by the rounded weight, so a
+    sum of equal ones has exactly their mean.
     """
-    signed = signed_view(words)
-    signed[form.count] = max(1, round(weight * form.weight_scale))
-    for index, (name, _) in enumerate(form.metric_bounds):
-        signed[form.count + 1 + index] = round(weight * metrics[name] * form.metric_scale(index))
+    signed, radix = signed_view(words), form.metric_radix
+    weight_word = max(1, round(weight * form.weight_scale))
+    signed[form.count] = weight_word
+    for place, (name, bound) in enumerate(form.metric_bounds):
+        high, low = divmod(round(metrics[name] / bound * weight_word * radix) + radix // 2, radix)
+        at = form.count + 1 + METRIC_WORDS * place
+        signed[at], signed[at + 1] = high, low - radix // 2
     signed[-1] = int(unclipped)
 
 
@@ -253,7 +267,7 @@ def open_slots(words: Words, form: SumFormat, arrived: int) -> SlotSums:
     Raises:
         RemoteProtocolError: a sum is outside what that many honest members can reach.
     """
-    signed = signed_view(words)
+    signed, radix = signed_view(words), form.metric_radix
     weight_word, bits_word = int(signed[form.count]), int(signed[-1])
     share_max = form.levels / form.members + 1.0
     if not 0 < weight_word <= arrived * share_max:
@@ -262,12 +276,14 @@ def open_slots(words: Words, form: SumFormat, arrived: int) -> SlotSums:
         raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, f"{bits_word} bits of {arrived} members")
     weight = weight_word / form.weight_scale
     metrics: dict[str, float] = {}
-    for index, (name, _) in enumerate(form.metric_bounds):
-        word = int(signed[form.count + 1 + index])
-        # It was multiplied by the weight as well; rounding adds less than one of a member.
-        if abs(word) > weight_word + arrived:
+    for place, (name, bound) in enumerate(form.metric_bounds):
+        at = form.count + 1 + METRIC_WORDS * place
+        low = int(signed[at + 1])
+        total = int(signed[at]) * radix + low
+        # It was multiplied by the weight as well; rounding adds half of one for a member.
+        if abs(total) > weight_word * radix + arrived or abs(low) > arrived * (radix // 2):
             raise RemoteProtocolError(RefusalReason.OUT_OF_RANGE, f"sum of metric {name!r} of {arrived} members")
-        metrics[name] = word / form.metric_scale(index) / weight
+        metrics[name] = total / (weight_word * radix) * bound
     return SlotSums(weight=weight, metrics=metrics, unclipped_share=bits_word / arrived)
 
 

@@ -4,12 +4,10 @@ For a metric m with the bound B on its absolute value, a client fills these metr
 
     validation_m          m
     validation_m_share    1 if it measured m, 0 if it could not
-    validation_m_square   min(m², 1)
-    validation_m_excess   max(m² - 1, 0), where B > 1
+    validation_m_square   m²
 
 They are slots like any other (`shared.codec.quantize`): times the client's weight, clamped to a bound, rounded. A
-client that measured nothing adds zeros, and the mean is taken over the weight of the others. The square is cut in two
-because one slot up to B² would round the square of a small loss to nothing.
+client that measured nothing adds zeros, and the mean is taken over the weight of the others.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _PREFIX = "validation_"
-_SHARE, _SQUARE, _EXCESS = "_share", "_square", "_excess"
+_SHARE, _SQUARE = "_share", "_square"
 _SHARE_MIN = 1e-4
 """Below this share of the weight it is rounding and not a client."""
 
@@ -37,10 +35,8 @@ def validation_slots(bounds: Mapping[str, float]) -> dict[str, float]:
     """Return the slots for these metrics, by name and bound; `bounds` are on the metrics' absolute values."""
     slots: dict[str, float] = {}
     for metric, bound in bounds.items():
-        name, square = _PREFIX + metric, bound * bound
-        slots |= {name: bound, name + _SHARE: 1.0, name + _SQUARE: min(square, 1.0)}
-        if square > 1.0:
-            slots[name + _EXCESS] = square - 1.0
+        name = _PREFIX + metric
+        slots |= {name: bound, name + _SHARE: 1.0, name + _SQUARE: bound * bound}
     return slots
 
 
@@ -64,9 +60,7 @@ def slot_values(measured: Mapping[str, float], slots: Mapping[str, float]) -> di
         known = math.isfinite(value)
         bound = slots[name]
         square = max(-bound, min(bound, value)) ** 2 if known else 0.0
-        values |= {name: value if known else 0.0, name + _SHARE: float(known), name + _SQUARE: min(square, 1.0)}
-        if name + _EXCESS in slots:
-            values[name + _EXCESS] = max(0.0, square - 1.0)
+        values |= {name: value if known else 0.0, name + _SHARE: float(known), name + _SQUARE: square}
     return values
 
 
@@ -101,7 +95,7 @@ def read_spreads(means: Mapping[str, float]) -> dict[str, Spread]:
         if share < _SHARE_MIN:
             continue
         mean = means[name] / share
-        square = (means[name + _SQUARE] + means.get(name + _EXCESS, 0.0)) / share
+        square = means[name + _SQUARE] / share
         # Rounding may bring equal figures below zero.
         deviation = math.sqrt(max(0.0, square - mean * mean))
         spreads[metric] = Spread(mean=mean, deviation=deviation, share=min(1.0, share))

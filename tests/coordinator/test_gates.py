@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from coordinator.aggregator.gates import mean_norm, norm_limit, pass_gates, weight_floor
 from coordinator.summing.secure_sum import add_words
-from shared.codec.quantize import SumFormat, Words, l2_norm, open_mean, open_slots, signed_view, write_slots
+from shared.codec.quantize import (
+    METRIC_WORDS,
+    SumFormat,
+    Words,
+    l2_norm,
+    open_mean,
+    open_slots,
+    signed_view,
+    write_slots,
+)
 from shared.codec.validation import slot_values, validation_slots
 from shared.errors import PlanError, RefusalReason, RemoteProtocolError
 from worker.update import prepare_words
@@ -44,9 +53,11 @@ def form_of(count: int, members: int, clipping_norm: float, bits: int) -> SumFor
     )
 
 
-def honest_words(update: np.ndarray, form: SumFormat, records: int, rounding: Any = ROUNDINGS["random"]) -> Words:
+def honest_words(
+    update: np.ndarray, form: SumFormat, records: int, rounding: Any = ROUNDINGS["random"], loss: float = 5.0
+) -> Words:
     weight = min(1.0, records / RECORDS_MAX)
-    return prepare_words(update, None, form, weight=weight, metrics={"loss": 5.0}, source=rounding).words
+    return prepare_words(update, None, form, weight=weight, metrics={"loss": loss}, source=rounding).words
 
 
 def sum_of(members: list[Words]) -> Words:
@@ -158,7 +169,7 @@ def test_figures_of_fewer_members_than_measured_are_stopped(members: float) -> N
     form = replace(form_of(4, 3, 1.0, 32), metric_bounds=tuple(sorted(VALIDATION.items())))
     honest = [validated(5.0, form, 200), validated(None, form, 200), validated(None, form, 200)]
     total = sum_of(honest)
-    place = form.count + 1 + [name for name, _ in form.metric_bounds].index("validation_loss_share")
+    place = form.count + 1 + METRIC_WORDS * [name for name, _ in form.metric_bounds].index("validation_loss_share")
     signed_view(total)[place] += int(members * form.weight_scale)
 
     with pytest.raises(RemoteProtocolError) as refusal:
@@ -204,7 +215,7 @@ def test_a_tenth_above_the_limit_is_always_stopped(
 def test_nobody_can_be_lighter_than_one_record(members: int) -> None:
     form = form_of(10, members, 1.0, 16)
     update = np.zeros(10, dtype=np.float32)
-    total = sum_of([honest_words(update, form, 1) for _ in range(members)])
+    total = sum_of([honest_words(update, form, 1, loss=0.0) for _ in range(members)])
     pass_gates(total, form, members, RECORDS_MAX)
 
     signed_view(total)[form.count] -= 1

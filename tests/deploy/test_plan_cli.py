@@ -102,9 +102,9 @@ def test_what_clients_are_to_measure_is_foreseen(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COMITIA_STEERING__WATCH", "clients")
 
     dry = figures("--clients", 20)
-    assert (dry["validation_slots"], dry["validation_records_min"]) == (7, 7)
-    assert dry["update_bytes_up"] - without["update_bytes_up"] == 7 * 2
-    assert dry["coordinator_memory_bytes"] - without["coordinator_memory_bytes"] == 4 * 4 + 20 * 14
+    assert (dry["validation_words"], dry["validation_records_min"]) == (12, 7)
+    assert dry["update_bytes_up"] - without["update_bytes_up"] == 12 * 2
+    assert dry["coordinator_memory_bytes"] - without["coordinator_memory_bytes"] == 4 * 4 + 20 * 24
     assert "each client of 7 or more records measures" in run("--check", "--clients", 20)
 
 

@@ -223,6 +223,7 @@ def test_words_are_read_in_place_and_as_little_endian() -> None:
         ("weight", 2**31 - 1),
         ("loss", 2**31 - 1),
         ("loss", -(2**31)),
+        ("low word", 2**31 - 1),
         ("bit", 3),
         ("bit", -1),
     ],
@@ -234,7 +235,7 @@ def test_slots_beyond_what_honest_members_reach_are_refused(slot: str, value: in
         add_words(words, encode(np.zeros(2, dtype=np.float32), form, Fixed(0.0), metrics={"loss": 4.0}))
     assert open_slots(words, form, 2).metrics == {"loss": pytest.approx(4.0)}
 
-    signed_view(words)[{"weight": 2, "loss": 3, "bit": 4}[slot]] = value
+    signed_view(words)[{"weight": 2, "loss": 3, "low word": 4, "bit": 5}[slot]] = value
 
     with pytest.raises(RemoteProtocolError) as refusal:
         open_slots(words, form, 2)

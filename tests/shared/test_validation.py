@@ -76,13 +76,20 @@ def test_what_nobody_could_measure_is_not_reported() -> None:
     assert set(spreads_of([(1.0, {"loss": 1.0, "accuracy": math.nan}), (0.5, {"loss": 2.0})])) == {"loss"}
 
 
-def test_sixteen_bits_in_groups_of_ten_tell_small_losses_apart() -> None:
-    # The square of these in one slot up to 20² would be below its step of 0.12.
-    losses = [0.05 + 0.03 * index for index in range(10)]
-    spread = spreads_of([(0.5, {"loss": loss, "accuracy": 0.9}) for loss in losses], bits=16)["loss"]
+@pytest.mark.parametrize("members", [1, 5, 10, 50])
+@pytest.mark.parametrize(("least", "step"), [(0.05, 0.03), (2.3, 0.001), (19.0, 0.01)])
+def test_sixteen_bits_tell_losses_apart_that_are_small_or_nearly_equal(least: float, step: float, members: int) -> None:
+    # In a single word up to 20² the square would have steps of 0.1, and a deviation of 0.03 about 2.3 was reported as
+    # anything from 0 to 0.1.
+    losses = [least + step * index for index in range(members)]
+    weights = [0.17 + 0.4 * index / members for index in range(members)]
+    clients = [(weight, {"loss": loss, "accuracy": 0.9}) for weight, loss in zip(weights, losses, strict=True)]
+    spread = spreads_of(clients, bits=16)["loss"]
 
-    assert spread.mean == pytest.approx(np.mean(losses), rel=0.05)
-    assert spread.deviation == pytest.approx(np.std(losses), rel=0.1)
+    mean = np.average(losses, weights=weights)
+    assert spread.mean == pytest.approx(mean, rel=1e-3)
+    assert spread.deviation**2 == pytest.approx(np.average((losses - mean) ** 2, weights=weights), abs=2e-4)
+    assert spread.share == 1.0
 
 
 def test_a_figure_beyond_its_bound_counts_as_the_bound_and_is_counted_once() -> None:
