@@ -22,7 +22,7 @@ from deploy.demo.attacks import ATTACKS
 from deploy.demo.display import Display, print_summary
 from deploy.demo.doom import Doom, DoomedTraining, DoomedTransport
 from deploy.demo.options import DemoOptions, takes_options
-from deploy.demo.processes import Processes, keep_recent
+from deploy.demo.processes import Processes, keep_recent, refuse_unsound
 from deploy.demo.report import Run, write_plot, write_report
 from deploy.demo.simulation import Simulation
 from shared.crypto.signing import load_verifying_key
@@ -54,6 +54,7 @@ def demo(
     """
     console = Console()
     requested = broker or _url_of_settings() or "auto"
+    refuse_unsound(options)
     with _sigterm_ends_in_order(), _broker(requested, console) as chosen:
         run = Run(chosen.kind.value, chosen.version)
         if chosen.kind is BrokerKind.MEMORY:

@@ -19,6 +19,7 @@ from coordinator.presets import with_preset
 from coordinator.settings import plan_of
 from deploy.brokers.broker import Broker
 from deploy.demo.options import DemoOptions, Share, settings_from
+from deploy.demo.simulated_keys import make_simulated_keys
 from deploy.federation_keys import FederationKeys, make_federation_keys
 from deploy.leash import Leashed
 from deploy.log_lines import parse_note
@@ -71,7 +72,6 @@ class Processes:
         self._write_operator_settings()
         environment = self._environment(keys)
         plan = self.options.coordinator_environment(keys.clients)
-        _refuse_unsound(plan, keys)
         self._coordinator = self._start("coordinator", ["coordinator"], environment | plan)
         self.attackers = keys.clients[: self.options.attackers]
         for number, share in enumerate(self.options.shares(keys.clients), start=1):
@@ -186,11 +186,16 @@ class Processes:
         return "\n".join(self._log(name).read_text(errors="replace").splitlines()[-count:])
 
 
-def _refuse_unsound(plan: dict[str, str], keys: FederationKeys) -> None:
-    """Refuse a plan that cannot hold here and at once, and not in the log of a process."""
-    settings = with_preset(settings_from(plan))
+def refuse_unsound(options: DemoOptions) -> None:
+    """Refuse a plan that cannot hold before anything is started, and not in the log of a process.
+
+    Raises:
+        ComitiaError: what the coordinator would say.
+    """
+    keys = make_simulated_keys("demo", options.clients)
+    settings = with_preset(settings_from(options.coordinator_environment(keys.clients)))
     workload = load_workload(settings.workload, settings.workload_options)
-    plan_of(settings, keys.directory, workload).check_clients(len(keys.clients))
+    plan_of(settings, keys.directory, workload).check_clients(options.clients)
 
 
 def keep_recent(directory: Path, count: int) -> None:

@@ -114,6 +114,24 @@ def assert_stable_fields(report: dict[str, Any]) -> None:
     assert report["final"]["bytes_dense_per_update"] == 4 * report["plan"]["dimension"]
 
 
+def test_a_plan_that_cannot_hold_is_refused_before_a_broker_is_sought(tmp_path: Path) -> None:
+    command = [*COMMAND, "demo", "--broker", "amqp://127.0.0.1:1", "--clients", "4", "--trim", "9"]
+    ended = subprocess.run(
+        command,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "aggregation.trim=9, quorum=None need 76 clients" in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_demo_learns_digits_and_reports_every_version(rabbitmq_url: str, tmp_path: Path) -> None:
     plot = tmp_path / "curves.png"
 
