@@ -34,7 +34,7 @@ from shared.privacy.sums import ANSWERING, ClientNoise
 from shared.privacy.updates import RecordNoise
 from shared.settings import ProcessSettings
 from shared.workloads.optimizers import check_optimizer
-from shared.workloads.port import Workload
+from shared.workloads.port import TrainingRecipe, Workload
 
 EPSILON, DELTA = 8.0, 1e-4
 """What privacy aims at when nobody says so."""
@@ -139,17 +139,7 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
         WorkloadError: the workload's model cannot be federated.
     """
     recipe, layout = workload.recipe, layout_of(workload.model(), settings.float_buffers)
-    training = TrainingPlan(
-        optimizer=OptimizerChoice(name=recipe.optimizer, options=dict(recipe.options)),
-        batch_size=recipe.batch_size,
-        local_epochs=recipe.local_epochs,
-    )
-    if settings.training is not None:
-        given = set_by_hand(settings.training)
-        if "optimizer" in given:
-            given["optimizer"] = training.optimizer.model_copy(update=set_by_hand(given["optimizer"]))
-        training = training.model_copy(update=given)
-    check_optimizer(training.optimizer.name, training.optimizer.options, field="training.optimizer", error=PlanError)
+    training = _training(settings, recipe)
     codec, answering = _for_level(settings)
     if settings.round.mode == "async" and settings.privacy.level == "record" and not codec.model_fields_set & _SPARSITY:
         # All coordinates are noised while training, whichever the draw chooses afterwards.
@@ -157,13 +147,7 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
     sent = layout.dimension if codec.selection == "dense" else coordinate_count(layout.dimension, codec.density)
     privacy = _of_clients(settings, sent) if settings.privacy.level == "client" else _calibrated(settings)
     if "clipping_norm" not in codec.model_fields_set:
-        # The recipe speaks of whole updates; k of d random coordinates carry sqrt(k/d) of the norm, the k largest of an
-        # update and what is owed from before about all of it.
-        whole = codec.selection in ("dense", "top_k")
-        share = 1.0 if whole else coordinate_count(layout.dimension, codec.density) / layout.dimension
-        count = round(share * layout.dimension)
-        noise = RecordNoise.of(privacy, training, share if codec.selection == "restricted" else 1.0)
-        norm = recipe.clipping_norm * share**0.5 if noise is None else noise.update_norm(count)
+        norm = _clipping_norm(codec, training, privacy, layout.dimension, recipe)
         codec = codec.model_copy(update={"clipping_norm": norm})
     return make_plan(
         federation=directory.federation,
@@ -196,6 +180,41 @@ def plan_of(settings: CoordinatorSettings, directory: Directory, workload: Workl
 def set_by_hand(section: Section) -> dict[str, Any]:
     """What somebody has given of a part of the settings; the rest are defaults."""
     return {name: getattr(section, name) for name in section.model_fields_set}
+
+
+def _training(settings: CoordinatorSettings, recipe: TrainingRecipe) -> TrainingPlan:
+    """The recipe's training, with what somebody has set in its place.
+
+    Raises:
+        PlanError: the optimizer does not exist, or does not take these options.
+    """
+    training = TrainingPlan(
+        optimizer=OptimizerChoice(name=recipe.optimizer, options=dict(recipe.options)),
+        batch_size=recipe.batch_size,
+        local_epochs=recipe.local_epochs,
+    )
+    if settings.training is not None:
+        given = set_by_hand(settings.training)
+        if "optimizer" in given:
+            given["optimizer"] = training.optimizer.model_copy(update=set_by_hand(given["optimizer"]))
+        training = training.model_copy(update=given)
+    check_optimizer(training.optimizer.name, training.optimizer.options, field="training.optimizer", error=PlanError)
+    return training
+
+
+def _clipping_norm(
+    codec: CodecPlan, training: TrainingPlan, privacy: PrivacyPlan, dimension: int, recipe: TrainingRecipe
+) -> float:
+    """C for what is sent, where nobody has set it: the recipe speaks of whole updates.
+
+    k of d random coordinates carry sqrt(k/d) of the norm, the k largest of an update and what is owed from before about
+    all of it.
+    """
+    whole = codec.selection in ("dense", "top_k")
+    count = dimension if whole else coordinate_count(dimension, codec.density)
+    share = count / dimension
+    noise = RecordNoise.of(privacy, training, share if codec.selection == "restricted" else 1.0)
+    return recipe.clipping_norm * share**0.5 if noise is None else noise.update_norm(count)
 
 
 def _for_level(settings: CoordinatorSettings) -> tuple[CodecPlan, float]:
