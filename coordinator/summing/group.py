@@ -205,13 +205,13 @@ class GroupSum:
         heard = self._heard
         if len(heard.shares) < len(self._clients) and now < self._deadline:
             return
-        claimed, believed = heard.claimed_participants()
-        chosen = claimed or frozenset(heard.shares)
+        claimed, dealt = heard.claimed_participants(), frozenset(heard.shares)
+        chosen = claimed or dealt
         if len(chosen) < self._setting.floor:
             yield self._give_up(f"shares of {len(chosen)} members, {self._setting.floor} needed")
             return
         # Of others we do not know what they have dealt, or to whom it was handed on.
-        self._nameable = frozenset() if believed else frozenset(heard.shares)
+        self._nameable = frozenset() if claimed else dealt
         self._participants, self._taken_over = chosen, bool(heard.words or heard.agreements)
         heard.drop_other_words(self._named_participants)
         self._move(GroupStep.DEALT, GroupState.WORDS, now)

@@ -147,19 +147,14 @@ class Heard:
         """Places whose words are all there."""
         return frozenset(place for place, coming in self.words.items() if coming.pieces.complete)
 
-    def claimed_participants(self) -> tuple[frozenset[int], bool]:
-        """The participants that most members are bound to already, as another stage has named them.
-
-        Returns:
-            Them, empty if there are none; and whether so many say so that not all of them are lying. Fewer are heeded
-            if they leave out nobody who has dealt: a single member ahead of its group keeps nobody out of it.
+    def claimed_participants(self) -> frozenset[int]:
+        """The participants that most members are bound to already, as another stage has named them; empty if those who
+        say so may all be lying. (Fewer than that are no loss: others who dealt to that stage alone need more holders.)
         """
         words = {place: coming.participants for place, coming in self.words.items()}
         claims = words | {place: named[0] for place, (named, _) in self.agreements.items()}
         claim, claimants = _commonest(tuple(claims.values()))
-        claimed = decode_members(claim, self._members) if claim else frozenset()
-        believed = claimants >= self._believed
-        return (claimed, believed) if believed or claimed >= self.shares.keys() else (frozenset(), False)
+        return decode_members(claim, self._members) if claimants >= self._believed else frozenset()
 
     def claimed_arrived(self, participants: bytes) -> frozenset[int]:
         """Who arrived, as most of those say who agreed over these participants, if all their words are here; empty if

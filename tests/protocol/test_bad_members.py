@@ -197,6 +197,30 @@ def test_nor_does_it_with_sets_that_an_honest_member_might_be_bound_to(
     assert_sum(circle, run(circle), circle.clients)
 
 
+@pytest.mark.parametrize("kind", [Words, Agreement])
+def test_nor_does_it_choose_a_member_that_has_dealt_nothing(kind: type[Message]) -> None:
+    # Whoever masks over a lost member needs shares of its key, and nobody has any.
+    circle = Circle(6)
+    everybody = encode_members(range(6), 6)
+
+    def lie(party: Party, message: Message) -> Iterable[Message]:
+        if isinstance(message, Shares):
+            size = circle.form.length * circle.form.word_type.itemsize
+            if kind is Words:
+                yield Words(transcript=message.transcript, participants=everybody, part=0, parts=1, body=bytes(size))
+            else:
+                yield Agreement(transcript=message.transcript, participants=everybody, arrived=everybody)
+            yield message
+        elif not isinstance(message, kind):
+            yield message
+
+    corrupt(circle, lie)
+    lost = circle.clients[-1]
+    result = run(circle, {lost: Shares})
+    assert isinstance(result, GroupSummed), result
+    assert lost not in result.arrived
+
+
 def test_a_dealer_of_nothing_is_named_although_it_was_ahead_of_its_group() -> None:
     circle = Circle(5)
 

@@ -13,6 +13,7 @@ from itertools import product
 import pytest
 
 from tests.protocol.circle import Circle, Letter, remembered_agreements
+from tests.protocol.lies import session_of
 from tests.protocol.relay import Relay
 
 # ── a stage dies ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -79,7 +80,11 @@ def test_a_client_may_be_lost_with_the_stage(members: int) -> None:
             summed = relay.check()
             outcomes[summed is not None] += 1
             assert summed is not None or letters > members, (letters, relay.results)
-            assert summed is None or set(circle.clients) - {client} <= set(summed.arrived)
+            # Who alone was told of the first stage's choice, with the lost client in it, has masked over that.
+            others = set() if summed is None else set(circle.clients) - {client} - set(summed.arrived)
+            bound = {other: session_of(circle.parties[other]).participants for other in others}
+            assert all(circle.clients.index(client) in participants for participants in bound.values()), letters
+            assert len(others) <= max(circle.plan.max_colluders, 1)
     # With the stage, what the lost client had said is lost as well. Nobody can be summed any more if the others have
     # masked over its shares and too few of them hold one, or have agreed that its words arrived.
     assert outcomes[True] >= 0.4 * outcomes.total()
