@@ -31,8 +31,9 @@ _TRANSIENT, _PERSISTENT = 1, 2
 # Why publishing stands still: the broker's resource alarm, an exchange or queue that is not there (yet), or no confirm.
 _ALARM, _MISSING, _SILENCE = "alarm", "missing", "silence"
 PATIENCE_S, _PATIENCE_MAX_S = 15.0, 480.0
-"""So long nothing is confirmed before it is all sent again on another channel: a broker that loses the leader of a
-stream may lose a publish with it, and keep the connection. The time doubles while that does not help."""
+"""So long the oldest of what was sent is not confirmed before all that is not is sent again on another channel: a
+broker that loses the leader of a stream may lose a publish with it, keep the connection, and confirm all others. The
+time doubles while that does not help."""
 _WATCH_S = 0.5
 _CLOSED = "the transport is closed"
 
@@ -74,7 +75,7 @@ class Publisher:
         self._announcing = False
         self._announced = 0
         self._watching = False
-        self._heard_at = 0.0
+        self._moved_at = 0.0
         self._patience_s = PATIENCE_S
         self._standstill: dict[str, str] = {}
         self._failures = 0
@@ -239,7 +240,7 @@ class Publisher:
         with self._changed:
             self._waking = False
             if self._outbox.nothing_in_flight:
-                self._heard_at = time.monotonic()
+                self._moved_at = time.monotonic()
             batch = self._outbox.take() if ready else []
         for pending in batch:
             assert channel is not None
@@ -263,15 +264,18 @@ class Publisher:
             return  # its tags mean nothing any more
         method = frame.method
         with self._changed:
+            before = self._outbox.through
             settled = self._outbox.settle(method.delivery_tag, multiple=method.multiple)
+            goes_on = self._outbox.through > before
         if isinstance(method, spec.Basic.Nack):
             self._distrusted = True
             for pending in settled:
                 self._refuse(pending, "the broker rejected it: its queue is full, or has no leader")
         self._failures = 0
-        self._heard_at, self._patience_s = time.monotonic(), PATIENCE_S
         self._go_on(_MISSING)
-        self._go_on(_SILENCE)
+        if goes_on:
+            self._moved_at, self._patience_s = time.monotonic(), PATIENCE_S
+            self._go_on(_SILENCE)
         self._announce_soon()
 
     def _on_return(self, channel: Channel, method: Any, properties: spec.BasicProperties, _body: bytes) -> None:
@@ -328,12 +332,12 @@ class Publisher:
         self._open_channel()
 
     def _watch(self) -> None:
-        """Look for a channel on which nothing is confirmed any more."""
-        silent_s = time.monotonic() - self._heard_at
+        """Look for a channel on which something is not confirmed any more."""
+        still_s = time.monotonic() - self._moved_at
         if _ALARM in self._standstill:
-            self._heard_at = time.monotonic()
-        elif self._channel is not None and silent_s > self._patience_s and not self._outbox_settled():
-            self._stand_still(_SILENCE, f"nothing was confirmed for {self._patience_s:.0f} s; it is sent again")
+            self._moved_at = time.monotonic()
+        elif self._channel is not None and still_s > self._patience_s and not self._outbox_settled():
+            self._stand_still(_SILENCE, f"something was not confirmed for {self._patience_s:.0f} s; it is sent again")
             self._patience_s = min(2 * self._patience_s, _PATIENCE_MAX_S)
             self._leave_channel()
         assert self._link is not None

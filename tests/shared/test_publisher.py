@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pika import exceptions, spec
 
-from shared.transport.port import Refused, TransportEvent
-from shared.transport.publishing import Publisher
+from shared.transport import publishing
+from shared.transport.port import Blocked, Confirmed, Refused, TransportEvent
+from shared.transport.publishing import PATIENCE_S, Publisher
 
 MISSING = exceptions.ChannelClosedByBroker(404, "NOT_FOUND - no exchange 'test.up' in vhost '/'")
 TOO_LARGE = exceptions.ChannelClosedByBroker(406, "PRECONDITION_FAILED - message size is larger than the limit")
@@ -21,6 +22,7 @@ class Link:
 
     def __init__(self) -> None:
         self.waiting: list[Callable[[], None]] = []
+        self.watch: Callable[[], None] | None = None
 
     def call(self, work: Callable[[], None]) -> None:
         work()
@@ -31,6 +33,8 @@ class Link:
     def later(self, delay_s: float, work: Callable[[], None]) -> None:
         if delay_s < 0.5:
             self.waiting.append(work)
+        else:
+            self.watch = work
 
     def turn(self) -> None:
         waiting, self.waiting = self.waiting, []
@@ -106,3 +110,36 @@ def test_a_channel_that_rejected_something_and_is_closed_by_the_broker_holds_not
         if sent := bench.channels[-1].sent:
             bench.channels[-1].confirmed(SimpleNamespace(method=spec.Basic.Ack(delivery_tag=len(sent), multiple=True)))
     assert [body for channel in bench.channels[1:] for body in channel.sent] == [b"one", b"two"]
+
+
+def test_what_is_not_confirmed_is_sent_again_although_the_rest_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(publishing, "time", SimpleNamespace(monotonic=lambda: now))
+    bench = Bench()
+    first = bench.channels[0]
+    # The leader of its stream is lost; other queues go on.
+    bench.publisher.publish("", "log", b"lost", persistent=True)
+    sent_again = []
+    for second in range(1, 4 * int(PATIENCE_S)):
+        now = float(second)
+        bench.publisher.publish("test.up", "key", b"other", persistent=True)
+        channel = bench.channels[-1]
+        for tag, body in enumerate(channel.sent, 1):
+            if body == b"other":
+                channel.confirmed(SimpleNamespace(method=spec.Basic.Ack(delivery_tag=tag)))
+        assert bench.link.watch is not None
+        bench.link.watch()
+        bench.link.turn()
+        if bench.channels[-1] is not channel:
+            sent_again.append(second)
+    assert b"lost" in first.sent
+    assert [channel.sent.count(b"lost") for channel in bench.channels] == [1] * len(bench.channels)
+    # At first after 15 s, then after twice as long: it does not help at once.
+    assert sent_again == [16, 47]
+    assert [event.active for event in bench.events if isinstance(event, Blocked)] == [True, True]
+
+    channel = bench.channels[-1]
+    channel.confirmed(SimpleNamespace(method=spec.Basic.Ack(delivery_tag=len(channel.sent), multiple=True)))
+    bench.link.turn()
+    assert [event.active for event in bench.events if isinstance(event, Blocked)][-1] is False
+    assert [event.through for event in bench.events if isinstance(event, Confirmed)] == [4 * int(PATIENCE_S)]
