@@ -67,7 +67,8 @@ def slot_values(measured: Mapping[str, float], slots: Mapping[str, float]) -> di
 def beyond_bounds(means: Mapping[str, float], bounds: Mapping[str, float], slack: float) -> str:
     """Return the first metric of which these are no clients' figures, empty if they may be.
 
-    Whoever measured nothing has added zeros: a figure is within its bound for the share that measured it.
+    Whoever measured nothing has added zeros: a figure and its square are within their bounds for the share that
+    measured it, and no mean square is below the square of the mean (both over that share).
 
     Args:
         means: for each slot its mean, weighted by the clients' weights, over the clients of one sum.
@@ -77,7 +78,10 @@ def beyond_bounds(means: Mapping[str, float], bounds: Mapping[str, float], slack
     for metric in validated_metrics(bounds):
         name = _PREFIX + metric
         share = means[name + _SHARE] + slack
-        if share < 0.0 or abs(means[name]) > bounds[name] * (share + slack):
+        mean, square = abs(means[name]) / bounds[name], means[name + _SQUARE] / bounds[name + _SQUARE]
+        if share < 0.0 or max(mean, square) > share + slack:
+            return metric
+        if square < -slack or max(0.0, mean - slack) ** 2 > (share + slack) * (square + slack):
             return metric
     return ""
 

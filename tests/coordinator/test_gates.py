@@ -177,6 +177,22 @@ def test_figures_of_fewer_members_than_measured_are_stopped(members: float) -> N
     assert refusal.value.reason is RefusalReason.OUT_OF_RANGE
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("square", [-1.0, -0.01, 0.0, 0.6, 1.0])
+def test_squares_that_no_figures_have_are_stopped(square: float, bits: int) -> None:
+    # One group could make the deviation between all clients nothing, or larger than the bound.
+    form = replace(form_of(4, 2, 1.0, bits), metric_bounds=tuple(sorted(VALIDATION.items())))
+    total = sum_of([validated(2.5, form, 200), validated(None, form, 200)])
+    assert pass_gates(total, form, 2, RECORDS_MAX).metrics["validation_loss_square"] == pytest.approx(2.5**2 / 2)
+
+    place = form.count + 1 + METRIC_WORDS * [name for name, _ in form.metric_bounds].index("validation_loss_square")
+    signed_view(total)[place] = int(square * signed_view(total)[form.count])
+    signed_view(total)[place + 1] = 0
+    with pytest.raises(RemoteProtocolError) as refusal:
+        pass_gates(total, form, 2, RECORDS_MAX)
+    assert refusal.value.reason is RefusalReason.OUT_OF_RANGE
+
+
 def attacked(norm: float, form: SumFormat, weight: float, source: np.random.Generator) -> Words:
     """Words of a group of one whose mean has this norm, to rounding."""
     words: Words = np.empty(form.length, dtype=form.word_type)
