@@ -213,10 +213,13 @@ def _shares(table: LabeledTable, partition: str, clients: int, seed: int) -> lis
 def _read_file(path: Path, table: LabeledTable) -> TensorDataset:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            raw = np.asarray(arrays["features"], dtype=np.float64)
-            targets = np.asarray(arrays["targets"], dtype=np.int64)
+            found = arrays["features"], arrays["targets"]
     except (OSError, KeyError, ValueError) as error:
         raise WorkloadError(f"workload: {path} is not an .npz file with 'features' and 'targets': {error}") from error
+    if any(array.dtype.kind not in "biuf" for array in found):
+        # Here, because numpy would quote a record, and the coordinator is told.
+        raise WorkloadError(f"workload: {path} must hold numbers, not {' and '.join(str(one.dtype) for one in found)}")
+    raw, targets = found[0].astype(np.float64), found[1].astype(np.int64)
     if raw.ndim != 2 or raw.shape[1] != table.width or targets.shape != (len(raw),):
         raise WorkloadError(
             f"workload: {path} must hold features (n, {table.width}) and targets (n,), "

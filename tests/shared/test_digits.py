@@ -114,7 +114,7 @@ def test_a_clients_own_file_wins(tmp_path: Path) -> None:
         ({"features": np.zeros((2, 63)), "targets": np.zeros(2)}, r"features \(n, 64\)"),
         ({"features": np.zeros((2, 64)), "targets": np.zeros(3)}, r"targets \(n,\)"),
         ({"features": np.zeros((2, 64)), "targets": np.array([0, 10])}, "outside 0 to 9"),
-        ({"features": np.zeros((2, 64)), "targets": np.array(["a", "b"])}, "not an .npz"),
+        ({"features": np.zeros((2, 64)), "targets": np.array(["a", "b"])}, "must hold numbers, not float64 and <U1"),
     ],
 )
 def test_a_file_of_another_form_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], told: str) -> None:
@@ -123,6 +123,19 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, arrays: dict[str, np.
 
     with pytest.raises(WorkloadError, match=told):
         Digits().client_data("berlin-1", path)
+
+
+@pytest.mark.parametrize("name", ["features", "targets"])
+def test_what_is_said_of_a_file_quotes_no_record(name: str, tmp_path: Path) -> None:
+    # The coordinator is told of it.
+    arrays = {"features": np.zeros((2, 64)), "targets": np.zeros(2, dtype=np.int64)}
+    arrays[name] = np.full(arrays[name].shape, "Jane Doe")
+    path = tmp_path / "digits.npz"
+    np.savez(path, **arrays)
+
+    with pytest.raises(WorkloadError) as refusal:
+        Digits().client_data("client-0", path)
+    assert "Doe" not in str(refusal.value)
 
 
 def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
