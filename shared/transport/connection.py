@@ -174,4 +174,6 @@ def describe(error: BaseException) -> str:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    return isinstance(error, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError)
+    """Whether the broker has said no; pika goes by the step at which the connection ended, even without a word."""
+    guessed = isinstance(error, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError)
+    return guessed and exceptions.ConnectionClosedByBroker.__name__ in str(error)

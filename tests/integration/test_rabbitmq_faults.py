@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import threading
 import time
 import uuid
@@ -250,6 +251,34 @@ def test_an_unreachable_broker_is_named_with_what_to_do(opened: Opener) -> None:
         transport.connect()
 
     assert "s3cr3t-word" not in str(caught.value)
+
+
+def test_a_broker_that_goes_away_in_the_middle_of_a_login_has_refused_nobody(opened: Opener) -> None:
+    # As one does that is being restarted.
+    greeting = pika.frame.Method(0, pika.spec.Connection.Start(server_properties={})).marshal()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        leaving = threading.Event()
+
+        def greet_and_go() -> None:
+            while not leaving.is_set():
+                client, _ = listening.accept()
+                with client:
+                    client.sendall(greeting)
+                    client.recv(8)
+
+        broker = threading.Thread(target=greet_and_go)
+        broker.start()
+        port = listening.getsockname()[1]
+        transport, _ = opened(f"amqp://127.0.0.1:{port}", start_timeout_s=2)
+        said = r"within 2 s .*ProbableAuthenticationError.*check that RabbitMQ runs"
+        try:
+            with pytest.raises(BrokerUnavailable, match=said):
+                transport.connect()
+        finally:
+            transport.close(0)
+            leaving.set()
+            socket.create_connection(("127.0.0.1", port)).close()
+            broker.join()
 
 
 def test_a_refused_password_fails_at_once_and_is_shown_nowhere(
