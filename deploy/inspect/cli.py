@@ -23,7 +23,7 @@ from shared.incoming import keys_of
 from shared.membership import Membership, load_membership
 from shared.settings import ProcessSettings
 from shared.telemetry import configure_logging
-from shared.transport.port import Delivery, Queue, Sink, Transport, TransportEvent
+from shared.transport.port import Sink, Transport, TransportEvent
 from shared.transport.rabbitmq import RabbitMqTransport
 from shared.wire.framing import Opener
 from shared.wire.topology import Names, dead_queue, federation_topology, journal_queue, log_queue
@@ -80,14 +80,17 @@ def log(
     Repeats, and what a replaced coordinator still wrote, are skipped and do not count.
     """
     console = _console()
-    with _opened(context.obj, config, federation_dir) as (desk, members, opener):
+    with (
+        _opened(context.obj, config, federation_dir) as (desk, members, opener),
+        _opened(context.obj, config, federation_dir) as (later, _, _),
+    ):
         names = Names(members.directory.federation)
         drawn = DrawnOffers(opener)
-        drawn.read(_settled(desk, journal_queue(names, 0)))
+        drawn.read(desk.read_stream(journal_queue(names, 0), later, prefetch=LOG_PREFETCH))
         inspection = LogInspection(opener, members, drawn)
         if not as_json:
             console.print(LOG_HEADING, style="dim", highlight=False)
-        for record in inspection.records(_settled(desk, log_queue(names, 0))):
+        for record in inspection.records(desk.read_stream(log_queue(names, 0), later, prefetch=LOG_PREFETCH)):
             if as_json:
                 typer.echo(json.dumps(record.as_json()))
             else:
@@ -168,13 +171,6 @@ def _opened(
         yield Desk(transport, inbox), members, opener
     finally:
         transport.close()
-
-
-def _settled(desk: Desk, stream: Queue) -> Iterator[Delivery]:
-    """A stream's messages to its present end."""
-    for delivery in desk.read(stream, prefetch=LOG_PREFETCH, start="first"):
-        desk.transport.settle(delivery)
-        yield delivery
 
 
 def _console() -> Console:

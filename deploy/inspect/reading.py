@@ -2,6 +2,8 @@
 
 Nobody tells a consumer where the end is: it has been reached when nothing came for `QUIET_S`. Only a subscription that
 begins may take a busy broker longer, so the first message is waited for up to `FIRST_S`, unless the queue is empty.
+A quick federation's streams never rest for so long. Their end is also the first message that was written after the
+reader came, which a second desk's subscription shows.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class Desk:
         while events := self.inbox.take(wait_s):
             for event in events:
                 match event:
-                    case Delivered(deliveries=deliveries):
+                    case Delivered(queue=queue.name, deliveries=deliveries):
                         wait_s = quiet_s
                         yield from deliveries
                     case ConsumerWaiting(queue=name, reason=reason):
@@ -64,6 +66,34 @@ class Desk:
                         raise BrokerUnavailable(f"the connection was lost while reading {queue.name}: {reason}")
                     case _:
                         continue
+
+    def read_stream(self, stream: Queue, later: Desk, *, prefetch: int, quiet_s: float = QUIET_S) -> Iterator[Delivery]:
+        """Read a stream from its oldest kept entry to its present end, settle what is yielded, leave the stream.
+
+        Args:
+            stream: which.
+            later: another desk at the same broker, with a transport of its own.
+            prefetch: bounds unsettled deliveries.
+            quiet_s: how long nothing has to come for the stream to have ended (seconds).
+
+        Raises:
+            BrokerUnavailable: there is no such stream, or the connection is lost.
+        """
+        later.transport.consume(stream, prefetch=1, start="next")
+        end: int | None = None
+        for delivery in self.read(stream, prefetch=prefetch, start="first", quiet_s=quiet_s):
+            self.transport.settle(delivery)
+            yield delivery
+            end = later.first_offset(stream) if end is None else end
+            if end is not None and delivery.offset is not None and delivery.offset >= end:
+                break
+        for desk in (self, later):
+            desk.transport.cancel(stream.name)
+
+    def first_offset(self, stream: Queue) -> int | None:
+        """Where the first message stands that came from this stream since the last call, if any has."""
+        arrived = (event for event in self.inbox.take(0) if isinstance(event, Delivered) and event.queue == stream.name)
+        return next((delivery.offset for event in arrived for delivery in event.deliveries), None)
 
     def publish(self, exchange: str, routing_key: str, body: bytes) -> None:
         """Publish one message and wait until the broker has taken it over.

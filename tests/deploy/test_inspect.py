@@ -34,7 +34,7 @@ from shared.inbox import Inbox
 from shared.modellog.entries import SealedEntry
 from shared.settings import ProcessSettings
 from shared.transport.memory import MemoryBroker, MemoryTransport
-from shared.transport.port import Outcome, Sink, Transport, TransportEvent
+from shared.transport.port import Delivery, Outcome, Sink, Transport, TransportEvent
 from shared.transport.rabbitmq import BrokerSettings, RabbitMqTransport
 from shared.wire.framing import pack_batches
 from shared.wire.log_messages import Mark
@@ -426,6 +426,37 @@ def test_the_log_command_prints_json_and_warns_by_its_exit_code(office: Office, 
     assert book.chain.head.hex() in spoilt.stdout
     assert "skipped: malformed" in spoilt.stdout
     assert "5 no record" in spoilt.stdout
+
+
+def test_the_log_of_a_federation_that_never_rests_is_read_to_where_it_was(office: Office, tmp_path: Path) -> None:
+    names, another = FEDERATION.names, batch(FEDERATION.seal(Mark(session=bytes(16))))
+    read = {names.log: 0, names.journal: 0}
+
+    class Growing(MemoryTransport):
+        """Whenever one message of a stream was read, the next one is in it."""
+
+        def settle(self, delivery: Delivery, outcome: Outcome = Outcome.ACK) -> None:
+            super().settle(delivery, outcome)
+            read[delivery.queue] += 1
+            assert read[delivery.queue] < 50, "reads on and on"
+            office.other.publish(names.down, delivery.queue, another)
+
+    for body in history().stream:
+        office.other.publish(names.down, names.log, body)
+    office.other.publish(names.down, names.journal, another)
+    folder = write_federation(tmp_path, FEDERATION)
+    result = run(
+        "log",
+        "--json",
+        "--federation-dir",
+        str(folder),
+        connect=lambda _settings, sink, name: Growing(office.broker, sink, name=name),
+    )
+
+    assert result.exit_code == 0, result.output
+    kinds = [json.loads(line).get("kind") for line in result.stdout.splitlines()]
+    assert kinds[0] == "snapshot"
+    assert kinds[-3:-1] == ["void", "mark"], "up to the first message that came after the reader"
 
 
 def test_the_client_command_prints_what_is_remembered(state: ClientState, tmp_path: Path) -> None:
