@@ -66,8 +66,10 @@ def load_membership(folder: Path) -> Membership:
     Raises:
         DirectoryError: it, or the enrolment key, is missing or not verified.
     """
-    path = folder / DIRECTORY_FILE
-    enrolment = load_verifying_key(folder / ENROLMENT_PUBLIC_FILE)
+    path, public = folder / DIRECTORY_FILE, folder / ENROLMENT_PUBLIC_FILE
+    if not public.exists():
+        raise DirectoryError(f"{public}: is not there; `comitia keys init` makes it, --federation-dir finds it")
+    enrolment = load_verifying_key(public)
     try:
         return Membership(read_signed(path), enrolment)
     except DirectoryError as error:

@@ -63,7 +63,8 @@ def run_worker(
     members = load_members(folder, settings.state_dir)
     directory = members.directory
     if settings.site not in directory.sites:
-        raise SettingsError(f"site: {settings.site!r} is not in {folder / DIRECTORY_FILE}")
+        there = ", ".join(sorted(directory.sites)) or "nobody is enrolled"
+        raise SettingsError(f"site: {settings.site!r} is not in {folder / DIRECTORY_FILE} ({there}); set COMITIA_SITE")
     check_candidates(settings, directory)
     opened = open_fixed(settings, directory)
     states, keys = {c: state for c, (state, _) in opened.items()}, {c: key for c, (_, key) in opened.items()}

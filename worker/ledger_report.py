@@ -77,7 +77,8 @@ def ledger_tables(report: Mapping[str, Any]) -> tuple[Table, Table]:
     """The same for people: the newest records, and what they come to."""
     history = Table(title=f"ledger of {report['client']}", title_justify="left")
     for column in ("when", "what", "version", "unit", "parameters"):
-        history.add_column(column)
+        # Times and numbers stay whole where there is little room; words break.
+        history.add_column(column, no_wrap=column in ("when", "version"))
     hidden = len(report["history"]) - HISTORY_LINES_MAX
     if hidden > 0:
         history.add_row("…", f"{hidden} earlier; --json shows them", "", "", "")

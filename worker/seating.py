@@ -264,7 +264,7 @@ def named_clients(settings: WorkerSettings, directory: Directory) -> list[str]:
     named = parse_client_ids(settings.client_ids, directory.clients)
     for client in named:
         if directory.clients[client].site != settings.site:
-            raise SettingsError(f"client_ids: {client} is not a client of site {settings.site!r}")
+            raise SettingsError(f"client_ids: {client} is not a client of site {settings.site!r} (COMITIA_SITE)")
     return named
 
 

@@ -10,7 +10,7 @@ from coordinator.directory_file import DirectoryFile
 from coordinator.events import DirectoryArrived
 from shared.directory import Directory, sign_directory, without_clients
 from shared.errors import DirectoryError
-from shared.membership import Membership, keep_newest
+from shared.membership import Membership, keep_newest, load_membership
 from tests.builders import ENROLMENT, make_federation, signing_key
 
 FIRST = make_federation().directory
@@ -73,3 +73,8 @@ def test_a_file_is_news_once_each_time_it_is_replaced(tmp_path: Path) -> None:
     assert file.news() == []
     path.unlink()
     assert file.news() == []
+
+
+def test_a_wrong_federation_directory_is_told_with_its_remedy(tmp_path: Path) -> None:
+    with pytest.raises(DirectoryError, match=r"enrolment\.pub: is not there; .*`comitia keys init`.*--fed"):
+        load_membership(tmp_path / "wrong")

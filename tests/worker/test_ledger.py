@@ -254,6 +254,21 @@ def test_client_level_has_a_second_figure_for_when_all_others_collude(tmp_path: 
     assert "if all other members collude" in show(tmp_path, "--delta", "1e-5")
 
 
+@pytest.mark.parametrize("earlier", [0, 30])
+def test_a_narrow_terminal_and_a_pipe_show_whole_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    state = open_client(DirectoryStorage(tmp_path / "client-1"))
+    for version in range(earlier + 1):
+        spend(state, version, RECORD, 1_700_000_000_000_000)
+    state.close()
+
+    result = CliRunner().invoke(app, ["ledger", "--state-dir", str(tmp_path)])
+
+    assert "2023-11-14T22:13:20+00:00" in result.output
+
+
 @pytest.mark.parametrize("options", [["--client", "nobody"], ["--delta", "2"]])
 def test_the_command_refuses_what_is_not_there(tmp_path: Path, options: list[str]) -> None:
     open_client(DirectoryStorage(tmp_path / "client-1")).close()

@@ -15,6 +15,7 @@ from shared.crypto.signing import SigningKey
 from shared.effects import Note
 from shared.errors import ClientAway, ComitiaError, DirectoryError, SettingsError, StateError
 from shared.telemetry import Telemetry
+from worker.app import run_worker
 from worker.away import Departure, bring_back, clients_away, take_out
 from worker.events import HandOver, Leave
 from worker.replicas import live_replicas
@@ -429,7 +430,11 @@ def test_candidates_are_those_of_the_site_whose_keys_are_here(hall: Hall) -> Non
     ("fields", "error", "said"),
     [
         ({"client_ids": "1-7"}, SettingsError, r"client_ids: '1-7' names client-007, which is not enrolled"),
-        ({"client_ids": "stranger"}, SettingsError, r"client_ids: stranger is not a client of site 'site-1'"),
+        (
+            {"client_ids": "stranger"},
+            SettingsError,
+            r"client_ids: stranger is not a client of site 'site-1' \(COMITIA",
+        ),
         ({"client_ids": "1-6"}, DirectoryError, r"clients: client_ids names client-005, whose key is not here"),
         ({"site": "empty"}, DirectoryError, r"clients: holds no key of a client of site 'empty'"),
     ],
@@ -442,6 +447,11 @@ def test_nobody_to_share_out_is_a_mistake(
 
     with pytest.raises(error, match=said):
         check_candidates(hall.settings(**fields), hall.keys.directory)
+
+
+def test_a_site_that_is_not_enrolled_is_told_with_those_that_are(hall: Hall) -> None:
+    with pytest.raises(SettingsError, match=r"'site-9' is not in .*directory\.signed \(site-1\); set COMITIA_SITE"):
+        run_worker(hall.settings(site="site-9"))
 
 
 def test_a_fixed_list_asks_for_no_candidates(hall: Hall) -> None:
