@@ -192,7 +192,7 @@ def refuse_unsound(options: DemoOptions) -> None:
     Raises:
         ComitiaError: what the coordinator would say.
     """
-    keys = make_simulated_keys("demo", options.clients)
+    keys = make_simulated_keys("demo", options.clients, secrets.token_bytes)
     settings = with_preset(settings_from(options.coordinator_environment(keys.clients)))
     workload = load_workload(settings.workload, settings.workload_options)
     plan_of(settings, keys.directory, workload).check_clients(options.clients)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from uuid import uuid4
+from uuid import UUID
 
-from deploy.federation_keys import numbered_names
+from deploy.federation_keys import Entropy, numbered_names
 from shared.crypto.signing import KEY_BYTES, SigningKey, VerifyingKey
 from shared.directory import Directory, sign_directory, with_clients
 from shared.identity import ClientId
@@ -31,20 +30,23 @@ class SimulatedKeys:
         return self.directory.active_clients()
 
 
-def make_simulated_keys(federation: str, clients: int) -> SimulatedKeys:
-    """Fresh keys of a federation of one site, as `deploy.federation_keys` would write them to files.
+def make_simulated_keys(federation: str, clients: int, entropy: Entropy) -> SimulatedKeys:
+    """Make keys of a federation of one site, as `deploy.federation_keys` would write them to files.
+
+    A fixed `entropy` gives the same keys and the same federation id.
 
     Raises:
         SettingsError: there are too few clients, or too many.
     """
-    enrolment, coordinator = _fresh_key(), _fresh_key()
+    enrolment, coordinator = _draw_key(entropy), _draw_key(entropy)
+    federation_id = UUID(bytes=entropy(16), version=4)
     founded = Directory(
-        federation=federation, federation_id=uuid4(), number=1, coordinator_key=coordinator.public.raw.hex()
+        federation=federation, federation_id=federation_id, number=1, coordinator_key=coordinator.public.raw.hex()
     )
-    keys = {name: _fresh_key() for name in numbered_names(founded, clients)}
+    keys = {name: _draw_key(entropy) for name in numbered_names(founded, clients)}
     directory = with_clients(founded, _SITE, _SITE, {name: key.public for name, key in keys.items()})
     return SimulatedKeys(directory, sign_directory(directory, enrolment), enrolment.public, coordinator, keys)
 
 
-def _fresh_key() -> SigningKey:
-    return SigningKey.from_seed(secrets.token_bytes(KEY_BYTES))
+def _draw_key(entropy: Entropy) -> SigningKey:
+    return SigningKey.from_seed(entropy(KEY_BYTES))

@@ -25,6 +25,7 @@ from deploy.demo.costs import Costs
 from deploy.demo.doom import Doom, DoomedTraining, DoomedTransport
 from deploy.demo.options import DemoOptions, Share, settings_from
 from deploy.demo.simulated_keys import SimulatedKeys, make_simulated_keys
+from deploy.federation_keys import Entropy
 from shared.attack_odds import odds_table
 from shared.effects import Note, note
 from shared.errors import ComitiaError
@@ -70,11 +71,14 @@ class _Process:
 class Simulation:
     """Coordinator, workers and broker of one run; `run` yields what the coordinator notes, and what it cost.
 
-    Only processes that were sent something, or whose time has come, take a step.
+    Only processes that were sent something, or whose time has come, take a step. Keys, nonces and the federation's id
+    come from `entropy`, and with the nonces who meets whom and which coordinates are drawn: a fixed one, as tests use
+    it, gives the same run again.
     """
 
     options: DemoOptions
     now: float = 1.0
+    entropy: Entropy = secrets.token_bytes
     _notes: list[Note] = field(default_factory=list)
     _ready: set[int] = field(default_factory=set)
     _timers: list[tuple[float, int]] = field(default_factory=list)
@@ -88,7 +92,7 @@ class Simulation:
         self._broker = MemoryBroker(lambda: self.now)
         secure = self.options.group_size > 1
         self._costs = costs = Costs(self.options.clients, secure=secure, journal_bytes=self._journal_bytes)
-        keys = make_simulated_keys(FEDERATION, self.options.clients)
+        keys = make_simulated_keys(FEDERATION, self.options.clients, self.entropy)
         self._members = Membership(keys.signed, keys.enrolment)
         costs.keys_made()
         coordinator, inbox = self._make_coordinator(keys)
@@ -181,7 +185,7 @@ class Simulation:
             MemoryTransport(self._broker, deliver, name="coordinator"),
             first_weights(settings.initial_weights, workload, plan.float_buffers),
             InlineOutput(Evaluator(workload, plan.float_buffers), None, lambda finished: inbox.put([finished])),
-            session=secrets.token_bytes(16),
+            session=self.entropy(16),
             clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(self._hear, process="coordinator"),
         )
@@ -228,6 +232,7 @@ class Simulation:
             clock_us=lambda: int(self.now * 1e6),
             telemetry=Telemetry(lambda _: None, process="worker"),
             keep_directory=lambda _: None,
+            entropy=self.entropy,
             encode=prepare_words if attacker is None else attacker.encode,
         )
         process = _Process(number, service, inbox, seat)

@@ -10,16 +10,16 @@ from deploy.demo.attacker import Attacker
 from deploy.demo.attacks import ATTACKS
 from deploy.demo.options import DemoOptions
 from deploy.demo.report import Run
-from deploy.demo.simulation import Simulation
 from shared.errors import SettingsError
 from shared.workloads.digits import Digits
+from tests.simulated import notes_of
 
 FEDERATION = {"clients": 8, "processes": 1, "partition": "iid", "attackers": 1, "group_size": 1}
 
 
 def simulate(**options: Any) -> dict[str, Any]:
     run = Run("memory", "in-process")
-    for note in Simulation(DemoOptions(**FEDERATION | options)).run():
+    for note in notes_of(DemoOptions(**FEDERATION | options)):
         run.hear(note.event, note.fields)
     return run.report()
 

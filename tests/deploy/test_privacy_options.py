@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from deploy.cli import app
 from deploy.demo.options import DemoOptions
 from deploy.demo.report import Run
-from deploy.demo.simulation import Simulation
 from shared.errors import SettingsError
 from shared.privacy.accountant import epsilon_of
 from shared.privacy.charges import RecordCharge
+from tests.simulated import notes_of
 from worker.policy import Policy
 
 RECORD = {"level": "record", "nominal_records": 71.85}
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"clients": 12, "group_size": 3, "rounds": 3, "privacy":
 
 def report_of(**options: Any) -> dict[str, Any]:
     run = Run("memory", "")
-    for note in Simulation(DemoOptions(**options)).run():
+    for note in notes_of(DemoOptions(**options)):
         run.hear(note.event, note.fields)
     return run.report()
 
@@ -47,7 +47,7 @@ def test_the_report_says_what_the_rounds_cost() -> None:
 def test_a_run_begins_by_saying_what_it_costs(selection: str, warned: bool) -> None:
     options = DemoOptions(**SMALL | {"rounds": 40}, selection=selection)
     said = {}
-    for note in Simulation(options).run():
+    for note in notes_of(options):
         said[note.event] = note.fields.get("text", "")
         if note.event == "client_joined":
             break
@@ -84,7 +84,7 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], told: str) -> N
 def test_a_federation_with_client_level_noise_runs_and_says_that_it_is_hopeless() -> None:
     options = DemoOptions(**SMALL | {"privacy": "client", "epsilon": 4.0, "clients": 14, "drop": 1, "drop_at": "words"})
     run, said, notes = Run("memory", ""), [], []
-    for note in Simulation(options).run():
+    for note in notes_of(options):
         run.hear(note.event, note.fields)
         notes.append(note)
         said += [str(note.fields["text"])] if note.event in ("privacy_announced", "plan_warning") else []
@@ -107,7 +107,7 @@ def test_what_workers_charge_at_client_level_is_what_their_budget_counts() -> No
             return Policy(**{**own, "require_privacy": "client", "privacy_budget": {"epsilon": 3.0}})
 
     # Three rounds cost 4, two of them 3.1: after the first nobody is left.
-    notes = list(Simulation(Options(**SMALL | {"privacy": "client", "epsilon": 4.0})).run())
+    notes = list(notes_of(Options(**SMALL | {"privacy": "client", "epsilon": 4.0})))
     assert [note.fields["version"] for note in notes if note.event == "round_finished"] == [1]
     assert "client-level epsilon" in next(n.fields["reason"] for n in notes if n.event == "client_budget_exhausted")
 

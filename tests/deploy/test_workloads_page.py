@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.options import DemoOptions
-from deploy.demo.simulation import Simulation
 from shared.workloads.loading import BUILT_IN
 from shared.workloads.partition import PARTITIONS
+from tests.simulated import notes_of
 
 PAGE = (Path(__file__).parents[2] / "shared/docs/workloads.md").read_text(encoding="utf-8")
 
@@ -29,7 +29,7 @@ def ward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def accuracies(options: DemoOptions) -> list[float]:
-    notes = Simulation(options).run()
+    notes = notes_of(options)
     return [float(note.fields["accuracy"]) for note in notes if note.event == "round_finished"]  # type: ignore[arg-type]
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from deploy.demo.options import DemoOptions
-from deploy.demo.simulation import Simulation
+from tests.simulated import notes_of
 
 SEEDS = (0, 1)
 TWELVE: dict[str, Any] = {"clients": 12, "partition": "dirichlet:0.5", "rounds": 40, "robust": "mean", "group_size": 1}
 
 
 def accuracies(seed: int, options: dict[str, Any]) -> Iterator[float]:
-    for note in Simulation(DemoOptions(seed=seed, **options)).run():
+    for note in notes_of(DemoOptions(seed=seed, **options)):
         if note.event == "round_finished":
             yield float(note.fields["accuracy"])  # type: ignore[arg-type]
 

@@ -11,10 +11,10 @@ from torch.utils.data import TensorDataset
 
 from deploy.demo.options import DemoOptions
 from deploy.demo.report import Run, write_plot
-from deploy.demo.simulation import Simulation
 from shared.errors import PlanError
 from shared.workloads.batches import evaluate, example_count
 from shared.workloads.digits import Digits
+from tests.simulated import notes_of
 from tests.tiny_workload import TinyWorkload
 from worker.training.validation import split_records
 
@@ -30,7 +30,7 @@ class Blind(TinyWorkload):
 
 def simulate(**options: Any) -> Run:
     run = Run("memory", "in-process")
-    for note in Simulation(DemoOptions(**{"processes": 1, "group_size": 1, **options})).run():
+    for note in notes_of(DemoOptions(**{"processes": 1, "group_size": 1, **options})):
         run.hear(note.event, note.fields)
     return run
 

@@ -14,11 +14,11 @@ from torch.utils.data import TensorDataset
 from coordinator.events import KeepModel
 from coordinator.output import ModelFiles
 from deploy.demo.options import DemoOptions
-from deploy.demo.simulation import Simulation
 from shared.codec.flatten import layout_of
 from shared.errors import PlanError
 from shared.workloads.batches import evaluate
 from shared.workloads.digits import Digits
+from tests.simulated import notes_of
 from tests.simulation.federation import FederationRun
 
 CLIENTS = 4
@@ -98,9 +98,9 @@ def test_without_the_option_statistics_stay_the_models_own() -> None:
 def test_the_option_reaches_the_plan_and_the_run() -> None:
     reference = f"{__name__}:Normalized"
     with pytest.raises(PlanError, match="float_buffers: sparse updates"):
-        list(Simulation(DemoOptions(workload=reference, clients=CLIENTS, group_size=1, float_buffers=True)).run())
+        list(notes_of(DemoOptions(workload=reference, clients=CLIENTS, group_size=1, float_buffers=True)))
 
     options = DemoOptions(workload=reference, clients=CLIENTS, group_size=1, rounds=1, density=1.0, float_buffers=True)
-    notes = {note.event: note.fields for note in Simulation(options).run()}
+    notes = {note.event: note.fields for note in notes_of(options)}
     assert notes["coordinator_started"]["plan"]["float_buffers"] is True  # type: ignore[index]
     assert notes["round_finished"]["version"] == 1

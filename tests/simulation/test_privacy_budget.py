@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from deploy.demo.options import DemoOptions
-from deploy.demo.simulation import Simulation
 from shared.plan import Plan
 from shared.privacy.charges import RecordCharge
+from tests.simulated import notes_of
 from worker.budget import Terms
 from worker.policy import Policy, PrivacyBudget
 
@@ -61,7 +61,7 @@ def run(budgets: list[float | None], rounds: int, *, requiring: Sequence[str | N
         "max_colluders": 0,
         "partition": "iid",
     }
-    return list(Simulation(Options(rounds=rounds, robust="mean", **options)).run())
+    return list(notes_of(Options(rounds=rounds, robust="mean", **options)))
 
 
 def between(runs: int) -> float:

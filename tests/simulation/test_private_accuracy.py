@@ -11,7 +11,7 @@ import pytest
 
 from deploy.demo.options import DemoOptions
 from deploy.demo.report import Run
-from deploy.demo.simulation import Simulation
+from tests.simulated import notes_of
 
 EVERYTHING: dict[str, Any] = {"privacy": "record", "attackers": 1, "drop": 1, "drop_at": "words"}
 LINEAR: dict[str, Any] = {
@@ -26,7 +26,7 @@ LINEAR: dict[str, Any] = {
 
 def report_of(options: dict[str, Any]) -> dict[str, Any]:
     run = Run("memory", "")
-    for note in Simulation(DemoOptions(**options)).run():
+    for note in notes_of(DemoOptions(**options)):
         run.hear(note.event, note.fields)
     return run.report()
 

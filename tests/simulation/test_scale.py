@@ -16,7 +16,7 @@ import shared
 from deploy.demo.display import Display, print_summary
 from deploy.demo.options import DemoOptions
 from deploy.demo.report import Run
-from deploy.demo.simulation import Simulation
+from tests.simulated import notes_of
 
 ROOT = Path(shared.__file__).resolve().parent.parent
 WATCHED = ("coordinator/", "worker/service.py", "shared/transport/", "deploy/demo/simulation.py", "shared/directory.py")
@@ -57,7 +57,7 @@ def lines_run(run: Callable[[], object]) -> int:
 
 
 def test_four_times_the_clients_run_four_times_the_code() -> None:
-    few, many = (lines_run(lambda n=n: list(Simulation(options(n, 1)).run())) / n for n in (64, 256))
+    few, many = (lines_run(lambda n=n: list(notes_of(options(n, 1)))) / n for n in (64, 256))
 
     assert many <= few
 
@@ -67,7 +67,7 @@ def test_a_simulation_says_what_a_version_costs() -> None:
     console = Console(file=output, width=200, force_terminal=True)
     shown: set[float] = set()
     with Display(console, run, rounds=2, clients=200) as display:
-        for note in Simulation(options(200, 2)).run():
+        for note in notes_of(options(200, 2)):
             run.hear(note.event, note.fields)
             display.hear(note.event, note.fields)
             shown.add(display.progress)

@@ -15,7 +15,6 @@ import torch
 from coordinator.output import Evaluator, save_model
 from deploy.demo.options import DemoOptions
 from deploy.demo.report import Run
-from deploy.demo.simulation import Simulation
 from shared.codec.flatten import read_weights
 from shared.codec.quantize import open_mean, open_slots, read_words
 from shared.modellog.reader import weights_digest
@@ -24,6 +23,7 @@ from shared.wire.group_messages import Words
 from shared.wire.log_messages import ChangeEntry, DrawEntry, VoidEntry
 from shared.wire.messages import Message, Offer
 from shared.workloads.digits import Digits
+from tests.simulated import notes_of
 from tests.simulation.federation import FederationRun, PowerCut, failed, pushed_away, run_plan, unlike_others
 from tests.tiny_workload import TinyWorkload
 from worker.ledger import LedgerEnd, SpentMark, read_ledger
@@ -355,7 +355,7 @@ def test_groups_of_four_give_the_same_mean_as_groups_of_one() -> None:
 @pytest.mark.parametrize("drop_at", [None, "training", "offer", "words"])
 def test_dropped_clients_are_named_with_their_version_and_phase(drop_at: str | None) -> None:
     options = DemoOptions(clients=9, processes=2, rounds=6, drop=3, drop_at=drop_at, partition="iid", group_size=1)
-    notes = list(Simulation(options).run())
+    notes = list(notes_of(options))
 
     lost = [note.fields for note in notes if note.event == "client_lost"]
     assert sorted(fields["client"] for fields in lost) == ["client-007", "client-008", "client-009"]
@@ -373,7 +373,7 @@ def test_who_drops_out_of_a_group_of_more_than_one_costs_no_other_update(phase: 
         clients=15, processes=1, rounds=4, drop=1, drop_at=phase, partition="iid", group_size=5, robust="median"
     )
     run = Run("memory", "in-process")
-    for note in Simulation(options).run():
+    for note in notes_of(options):
         run.hear(note.event, note.fields)
 
     assert [one["version"] for one in run.rounds] == [1, 2, 3, 4]
@@ -387,7 +387,7 @@ def test_who_drops_out_of_a_group_of_more_than_one_costs_no_other_update(phase: 
 
 @pytest.mark.parametrize("group_size", [1, 4])
 def test_a_simulation_learns_digits(group_size: int) -> None:
-    notes = list(Simulation(DemoOptions(rounds=10, partition="iid", group_size=group_size)).run())
+    notes = list(notes_of(DemoOptions(rounds=10, partition="iid", group_size=group_size)))
 
     rounds = [note.fields for note in notes if note.event == "round_finished"]
     assert len(rounds) == 10
@@ -397,7 +397,7 @@ def test_a_simulation_learns_digits(group_size: int) -> None:
 
 @pytest.mark.parametrize("server", ["fedavg", "fedavgm", "fedadam"])
 def test_every_server_optimizer_learns_digits_and_those_that_move_all_coordinates_say_so(server: str) -> None:
-    notes = list(Simulation(DemoOptions(rounds=8, clients=8, partition="iid", server=server, group_size=1)).run())
+    notes = list(notes_of(DemoOptions(rounds=8, clients=8, partition="iid", server=server, group_size=1)))
 
     accuracies = [note.fields["accuracy"] for note in notes if note.event == "round_finished"]
     assert accuracies[-1] >= 0.5
@@ -419,7 +419,7 @@ def test_the_options_of_steering_and_training_reach_the_plan() -> None:
         stop_after=9,
         ema=0.25,
     )
-    notes = list(Simulation(options).run())
+    notes = list(notes_of(options))
 
     plan = next(note.fields["plan"] for note in notes if note.event == "coordinator_started")
     assert plan["training"]["proximal_mu"] == 0.5
@@ -437,7 +437,7 @@ def test_the_options_of_steering_and_training_reach_the_plan() -> None:
 
 def test_a_demonstration_that_stops_early_has_finished() -> None:
     run = Run("memory", "in-process")
-    for note in Simulation(DemoOptions(rounds=40, clients=4, group_size=1, partition="iid", stop_after=2)).run():
+    for note in notes_of(DemoOptions(rounds=40, clients=4, group_size=1, partition="iid", stop_after=2)):
         run.hear(note.event, note.fields)
 
     assert run.finished
@@ -482,6 +482,6 @@ def test_a_run_starts_from_the_weights_of_a_file(tmp_path: Path) -> None:
     save_model(model, tmp_path / "start.safetensors", {})
     options = DemoOptions(clients=3, group_size=1, rounds=1, initial_weights=tmp_path / "start.safetensors")
 
-    (started,) = [note for note in Simulation(options).run() if note.event == "coordinator_started"]
+    (started,) = [note for note in notes_of(options) if note.event == "coordinator_started"]
     expected = weights_digest(read_weights(model)).hex()
     assert started.fields["plan"]["initial_weights_sha256"] == expected  # type: ignore[index]

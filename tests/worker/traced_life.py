@@ -19,6 +19,7 @@ from shared.privacy.charges import RecordCharge
 from shared.transport.memory import MemoryTransport
 from shared.wire.framing import split_batch
 from shared.wire.messages import Kind
+from tests.simulated import notes_of
 from worker import client, plan_check
 from worker.budget import Terms
 from worker.storage import DirectoryStorage
@@ -56,7 +57,7 @@ def main(folder: Path) -> None:
     options = DemoOptions(
         clients=CLIENTS, processes=CLIENTS, rounds=ROUNDS, group_size=1, max_colluders=0, robust="mean", partition="iid"
     )
-    finished = [note for note in simulation.Simulation(options).run() if note.event == "round_finished"]
+    finished = [note for note in notes_of(options) if note.event == "round_finished"]
     assert len(finished) == ROUNDS
 
 
