@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from deploy.brokers.broker import Broker, BrokerKind
 from deploy.brokers.docker import find_image
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 BROKER_FIXTURES = {"broker", "rabbitmq_url", "restartable_broker", "cluster"}
 SOURCE = pytest.StashKey[str]()
 
-settings.register_profile("comitia", derandomize=True, deadline=None)
+# How long the making of examples takes is the machine's affair, and no property of ours.
+settings.register_profile("comitia", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("comitia")
 torch.set_num_threads(1)
 
