@@ -23,7 +23,7 @@ class TcpProxy:
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self._spawn(self._accept)
+        self._accepting = self._spawn(self._accept)
 
     def stall(self) -> None:
         """Forward nothing; nobody is told (a cable is pulled)."""
@@ -56,16 +56,19 @@ class TcpProxy:
         """End everything."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
+        # Whom it has just let in has to be among those who are reset: nobody else would close their sockets.
+        self._accepting.join(10)
         self._listener.close()
         self.reset()
         self._flows.set()
         for thread in self._threads:
             thread.join(10)
 
-    def _spawn(self, target: object, *arguments: object) -> None:
+    def _spawn(self, target: object, *arguments: object) -> threading.Thread:
         thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def _accept(self) -> None:
         while True:
