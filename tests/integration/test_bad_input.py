@@ -47,12 +47,12 @@ def comitia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     structlog.reset_defaults()
 
 
-def closed_port() -> int:
-    """A port of this machine on which nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port of this machine on which nobody listens: it is ours while the test lasts, so nobody else takes it."""
+    with socket.socket() as ours:
+        ours.bind(("127.0.0.1", 0))
+        yield ours.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,10 @@ def closed_port() -> int:
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_settings(
-    comitia: Comitia, keys: FederationKeys, settings: dict[str, object], said: str
+    comitia: Comitia, keys: FederationKeys, closed_port: int, settings: dict[str, object], said: str
 ) -> None:
     command = ("worker", "run") if "seats" in settings else ("coordinator",)
-    line = comitia(*command, broker_urls=f"amqp://127.0.0.1:{closed_port()}", broker_start_timeout_s=0.2, **settings)
+    line = comitia(*command, broker_urls=f"amqp://127.0.0.1:{closed_port}", broker_start_timeout_s=0.2, **settings)
     assert re.match(rf"comitia: (plan.*: )?{said}", line), line
 
 
@@ -97,9 +97,9 @@ def test_an_env_file_that_is_not_text(comitia: Comitia, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["up", "down", "status", "demo"])
-def test_a_place_that_cannot_be_used(comitia: Comitia, tmp_path: Path, command: str) -> None:
+def test_a_place_that_cannot_be_used(comitia: Comitia, tmp_path: Path, closed_port: int, command: str) -> None:
     (tmp_path / ".comitia").write_text("a file, where a directory is needed")
-    url = f"amqp://127.0.0.1:{closed_port()}"
+    url = f"amqp://127.0.0.1:{closed_port}"
     line = comitia(command, **({"broker_urls": url} if command in ("up", "demo") else {}))
     assert re.search(r"\.comitia/.*: Not a directory; choose another place, or make it usable for this user", line)
 
@@ -156,12 +156,13 @@ def test_clients_that_cannot_be_shared_out(comitia: Comitia, keys: FederationKey
 
 
 @pytest.mark.parametrize("command", ["coordinator", "worker run"])
-def test_a_broker_that_cannot_be_reached(comitia: Comitia, keys: FederationKeys, command: str) -> None:
-    port = closed_port()
-    url = f"amqp://user:s3cr3t-word@127.0.0.1:{port}"
+def test_a_broker_that_cannot_be_reached(
+    comitia: Comitia, keys: FederationKeys, closed_port: int, command: str
+) -> None:
+    url = f"amqp://user:s3cr3t-word@127.0.0.1:{closed_port}"
     alone = {"group_size": 1, "aggregation": {"rule": "mean", "trim": 0}} if command == "coordinator" else {}
     line = comitia(*command.split(), broker_urls=url, broker_start_timeout_s=0.2, **alone)
-    assert re.search(rf"127\.0\.0\.1:{port}.*check that RabbitMQ runs", line)
+    assert re.search(rf"127\.0\.0\.1:{closed_port}.*check that RabbitMQ runs", line)
     assert "s3cr3t-word" not in line
 
 
@@ -212,10 +213,10 @@ def test_a_run_that_cannot_begin_shows_no_table_and_keeps_an_old_report(tmp_path
     assert report.read_text() == "of yesterday"
 
 
-def test_a_mistake_behind_a_url_ends_at_once_and_alike(tmp_path: Path) -> None:
+def test_a_mistake_behind_a_url_ends_at_once_and_alike(tmp_path: Path, closed_port: int) -> None:
     """Nothing is left to a coordinator process that would have to be read in a log."""
     done = subprocess.run(
-        [*COMMAND, "demo", "--broker", f"amqp://127.0.0.1:{closed_port()}", "--trim", "10"],
+        [*COMMAND, "demo", "--broker", f"amqp://127.0.0.1:{closed_port}", "--trim", "10"],
         cwd=tmp_path,
         env=environment(broker_start_timeout_s=0.5),
         capture_output=True,
@@ -228,10 +229,9 @@ def test_a_mistake_behind_a_url_ends_at_once_and_alike(tmp_path: Path) -> None:
     assert re.search(r"aggregation\.trim=10.* need 84 clients", done.stderr)
 
 
-def test_a_demo_on_a_broker_that_cannot_be_reached_says_so_in_one_line(tmp_path: Path) -> None:
-    port = closed_port()
+def test_a_demo_on_a_broker_that_cannot_be_reached_says_so_in_one_line(tmp_path: Path, closed_port: int) -> None:
     done = subprocess.run(
-        [*COMMAND, "demo", "--broker", f"amqp://user:s3cr3t-word@127.0.0.1:{port}"],
+        [*COMMAND, "demo", "--broker", f"amqp://user:s3cr3t-word@127.0.0.1:{closed_port}"],
         cwd=tmp_path,
         env=environment(broker_start_timeout_s=0.5),
         capture_output=True,
@@ -241,5 +241,5 @@ def test_a_demo_on_a_broker_that_cannot_be_reached_says_so_in_one_line(tmp_path:
     )
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert re.search(rf"127\.0\.0\.1:{port}.*check that RabbitMQ runs", done.stderr)
+    assert re.search(rf"127\.0\.0\.1:{closed_port}.*check that RabbitMQ runs", done.stderr)
     assert "s3cr3t-word" not in done.stdout + done.stderr
