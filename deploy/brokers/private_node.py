@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -25,6 +26,9 @@ from shared.errors import BrokerUnavailable
 from shared.wire.topology import UNSETTLED_MS
 
 HOST = "127.0.0.1"
+PORTS = range(20_000, 32_768)
+"""Linux hands out ports from 32768 on, other systems from 49152 on, where nobody has changed that."""
+
 NODE = "comitia@localhost"
 USER = "comitia"
 # Debian's /usr/sbin/rabbitmq-server insists on the user rabbitmq; the script behind it runs as anybody.
@@ -202,12 +206,23 @@ def _locked(directory: Path) -> Iterator[int]:
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Ports of this machine's loopback that nobody listens on now."""
+    """Ports of this machine's loopback that nobody listens on now.
+
+    They lie below those that the system hands out, so no socket is given one before the node listens, or while it is
+    down and will come back.
+
+    Raises:
+        BrokerUnavailable: there are not as many.
+    """
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return tuple(each.getsockname()[1] for each in sockets)
+        found: list[int] = []
+        for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.socket()).bind((HOST, port))
+                found.append(port)
+            if len(found) == count:
+                return tuple(found)
+    raise BrokerUnavailable(f"there are no {count} free ports between {PORTS.start} and {PORTS.stop}")
 
 
 def _secret(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -197,6 +198,17 @@ def test_the_version_is_read_from_the_handshake(
     answer: bytes, version: str | None, answering: Callable[[bytes], int]
 ) -> None:
     assert broker_version("127.0.0.1", answering(answer)) == version
+
+
+def test_ports_that_were_found_free_are_given_to_nobody_who_asks_for_any() -> None:
+    ports = private_node.free_ports(300)
+
+    assert len(set(ports)) == 300
+    with contextlib.ExitStack() as stack:
+        others = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(300)]
+        assert not set(ports) & {other.getsockname()[1] for other in others}
+        taken = stack.enter_context(socket.create_server(("127.0.0.1", ports[0])))
+        assert taken.getsockname()[1] not in private_node.free_ports(300)
 
 
 def test_waiting_ends_when_the_process_does() -> None:
