@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -225,9 +226,13 @@ def test_closing_gives_everything_up() -> None:
     for client in ("a", "b"):
         bench.training.start(client, order())
     assert bench.held.begun.acquire(timeout=10)
+    closing = threading.Thread(target=bench.training.close)
+    closing.start()
+    # Let go any earlier, the first run could end, and the second begin, before it is given up.
+    while bench.training._stops:
+        time.sleep(0.001)
     bench.held.go.release()
-    bench.training.stop("a")
-    bench.training.close()
+    closing.join()
 
     assert bench.held.runs == [("a", TaskId(0, 0))]
     assert bench.delivered == []
