@@ -123,6 +123,7 @@ def test_every_message_is_consumed_when_the_network_is_cut_again_and_again(
     stop = threading.Event()
     vandal = threading.Thread(target=disturb, args=(proxy, stop))
 
+    consumer.connect()
     vandal.start()
     consumer.consume(queue, prefetch=50)
     settled = 0
