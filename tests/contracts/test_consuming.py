@@ -228,6 +228,7 @@ def test_an_exclusive_queue_and_its_binding_come_back_after_a_reconnect(bench: B
     key = bench.names.reply_key("stage", "site")  # type: ignore[arg-type]
     bench.declare()
     seat, publisher = bench.open(), bench.open()
+    seat.transport.connect()  # Whoever only hears as yet, and cannot speak, is not connected, nor connected again.
     seat.transport.consume(queue, prefetch=1000)
     await_route(bench, publisher, seat, queue, bench.names.up, key)
 
@@ -332,6 +333,7 @@ def test_a_stream_goes_on_behind_the_last_delivery_after_a_reconnect(bench: Benc
     queue = log_queue(bench.names, MODEL_BYTES)
     bench.declare(queue)
     writer, reader = bench.open(), bench.open()
+    reader.transport.connect()
     reader.transport.consume(queue, prefetch=7, start="first")
     expected = []
     for cycle in range(4):
