@@ -23,9 +23,10 @@ from deploy.brokers.private_node import start_private_node
 from shared.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
+    from tests.certificates import TlsSite
     from tests.containers import BrokerCluster
 
-BROKER_FIXTURES = {"broker", "rabbitmq_url", "restartable_broker", "cluster"}
+BROKER_FIXTURES = {"broker", "rabbitmq_url", "restartable_broker", "cluster", "tls"}
 SOURCE = pytest.StashKey[str]()
 
 # How long the making of examples takes is the machine's affair, and no property of ours.
@@ -82,12 +83,30 @@ def cluster() -> Iterator[BrokerCluster]:
     """Three nodes of RabbitMQ 4 in containers, whatever the session's broker is."""
     from tests.containers import broker_cluster
 
-    forced, _, image = os.environ.get("COMITIA_TEST_BROKER", "").partition(":")
     try:
-        with broker_cluster((image if forced == "docker" else "") or find_image(print), 3) as nodes:
+        with broker_cluster(_container_image(), 3) as nodes:
             yield nodes
     except BrokerUnavailable as error:
         _go_without(f"no RabbitMQ cluster for the test: {error}")
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsSite]:
+    """RabbitMQ 4 in a container, with TLS, and the files of those who connect."""
+    from tests.certificates import TlsSite
+    from tests.containers import tls_broker
+
+    site = TlsSite.made(tmp_path_factory.mktemp("tls"))
+    try:
+        with tls_broker(_container_image(), site.broker_files, site.user) as (site.host, site.port):
+            yield site
+    except BrokerUnavailable as error:
+        _go_without(f"no RabbitMQ with TLS for the test: {error}")
+
+
+def _container_image() -> str:
+    forced, _, image = os.environ.get("COMITIA_TEST_BROKER", "").partition(":")
+    return (image if forced == "docker" else "") or find_image(print)
 
 
 def _go_without(reason: str) -> NoReturn:

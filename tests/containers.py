@@ -1,4 +1,4 @@
-"""How do RabbitMQ nodes in containers come up for the tests, one alone or a cluster of which one may be killed?
+"""How do RabbitMQ nodes in containers come up for the tests, one alone, one with TLS, or a cluster to kill one of?
 
 The container of a test is removed by its fixture.
 """
@@ -9,7 +9,7 @@ import contextlib
 import os
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deploy.brokers.broker import Broker, BrokerKind
@@ -27,9 +27,21 @@ with warnings.catch_warnings():
     from testcontainers.core.network import Network
 
 USER = PASSWORD = "of-the-tests-alone"
-PORT = 5672
+PORT, TLS_PORT = 5672, 5671
 ANSWERS_S = 10.0
 NODES_READY_S = 120.0
+TLS_DIRECTORY = "/etc/rabbitmq/tls"
+TLS_CONFIGURATION = f"""\
+listeners.ssl.default = {TLS_PORT}
+ssl_options.cacertfile = {TLS_DIRECTORY}/ca.pem
+ssl_options.certfile = {TLS_DIRECTORY}/server.pem
+ssl_options.keyfile = {TLS_DIRECTORY}/server.key
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = false
+ssl_cert_login_from = common_name
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL
+"""
 CONFIGURATION = """\
 cluster_partition_handling = pause_minority
 cluster_formation.peer_discovery_backend = classic_config
@@ -125,6 +137,39 @@ def broker_cluster(image: str, count: int) -> Iterator[BrokerCluster]:
         cluster = BrokerCluster(nodes)
         cluster.await_formed()
         yield cluster
+
+
+@contextlib.contextmanager
+def tls_broker(image: str, files: Mapping[str, bytes], user: str) -> Iterator[tuple[str, int]]:
+    """Start a node that speaks TLS too, and takes a certificate with the common name `user` in place of a password.
+
+    Args:
+        image: of RabbitMQ.
+        files: `ca.pem`, `server.pem` and `server.key`.
+        user: made, with all permissions.
+
+    Returns:
+        Host and port of the TLS listener.
+
+    Raises:
+        BrokerUnavailable: it could not be started.
+    """
+    node = DockerContainer(image).with_envs(RABBITMQ_DEFAULT_USER=USER, RABBITMQ_DEFAULT_PASS=PASSWORD)
+    node.with_copy_into_container(TLS_CONFIGURATION.encode(), "/etc/rabbitmq/conf.d/20-tls.conf")
+    node.with_copy_into_container(b"[rabbitmq_auth_mechanism_ssl].", "/etc/rabbitmq/enabled_plugins")
+    for name, content in files.items():
+        node.with_copy_into_container(content, f"{TLS_DIRECTORY}/{name}")
+    node.ports = {**ON_LOOPBACK, f"{TLS_PORT}/tcp": ("127.0.0.1", None)}
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(node)
+        except Exception as error:
+            raise BrokerUnavailable(f"testcontainers could not start {image}: {error!r}") from error
+        await_broker(*_address(node), timeout_s=NODES_READY_S, alive=lambda: True)
+        control = Testcontainer(node)
+        control.ctl("add_user", user, secrets.token_hex(16))
+        control.ctl("set_permissions", user, ".*", ".*", ".*")
+        yield node.get_container_host_ip(), node.get_exposed_port(TLS_PORT)
 
 
 ON_LOOPBACK: Any = {f"{PORT}/tcp": ("127.0.0.1", None)}

@@ -45,12 +45,18 @@ class BrokerSettings:
         """Refuse what cannot work.
 
         Raises:
-            SettingsError: no URL, one that is malformed, or half of a certificate.
+            SettingsError: no URL, one that is malformed or not TLS although certificates are set, or half of a
+                certificate.
         """
         if not self.urls:
             raise SettingsError("broker URLs: at least one is needed, for example amqp://user:password@host:5672/")
+        secured = self.tls_ca or self.tls_certificate or self.tls_key
         for number, url in enumerate(self.urls, start=1):
-            _split(url, number)
+            if _split(url, number).scheme != "amqps" and secured:
+                raise SettingsError(
+                    f"broker URL {number} is not amqps://, but certificates are set: it would be spoken to in clear; "
+                    "use amqps://, or unset COMITIA_BROKER_TLS_CA, _CERTIFICATE and _KEY"
+                )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise SettingsError("broker TLS: a client certificate and its key must be given together")
         if self.heartbeat_s < 1 or self.start_timeout_s <= 0 or self.window_bytes < 1:
