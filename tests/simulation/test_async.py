@@ -164,8 +164,8 @@ def test_clients_of_top_k_and_of_groups_of_one_are_buffered_too() -> None:
 
 @pytest.mark.slow
 def test_it_is_good_much_sooner_than_rounds_that_wait_for_four_of_five() -> None:
-    # One run's ratio lies between 0.37 and 0.73, whatever the speeds, as coordinates are drawn anew in each.
-    waiting = sum(seconds_to(0.9, dice, offer_quorum=0.8, straggler_grace_s=0.0) for dice in range(8))
-    buffered = sum(seconds_to(0.9, dice, mode="async") for dice in range(8))
-    # Measured: 747 seconds and 1,479; 0.51 times as long.
+    # One draw of speeds gives a ratio between 0.28 and 0.70, eight together 0.49 to 0.59: rounding, which differs from
+    # machine to machine, decides what they learn. Sixteen: 1,658 seconds and 3,400, 0.49 times as long.
+    waiting = sum(seconds_to(0.9, dice, offer_quorum=0.8, straggler_grace_s=0.0) for dice in range(16))
+    buffered = sum(seconds_to(0.9, dice, mode="async") for dice in range(16))
     assert buffered <= 0.6 * waiting
