@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import socket
@@ -46,7 +47,7 @@ def queue(rabbitmq_url: str) -> Iterator[Queue]:
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
         channel = connection.channel()
         channel.queue_declare(queue.name, durable=True, arguments=queue.declared_arguments)
-        yield queue
+    yield queue
     with pika.BlockingConnection(pika.URLParameters(rabbitmq_url)) as connection:
         connection.channel().queue_delete(queue.name)
 
@@ -105,7 +106,8 @@ def test_no_message_is_lost_and_the_order_holds_when_the_network_is_cut_again_an
     stop.set()
     vandal.join()
     published.wait_settled(COUNT)
-    consumer.consume(queue, prefetch=2 * COUNT)
+    # Nothing is settled, and each cut may have brought many a message twice.
+    consumer.consume(queue, prefetch=65_535)
     consumed.wait(lambda: len({delivery.body for delivery in consumed.deliveries(queue)}) == COUNT, "all messages")
 
     assert list(dict.fromkeys(delivery.body for delivery in consumed.deliveries(queue))) == bodies
@@ -266,7 +268,8 @@ def test_a_broker_that_goes_away_in_the_middle_of_a_login_has_refused_nobody(ope
         def greet_and_go() -> None:
             while not leaving.is_set():
                 client, _ = listening.accept()
-                with client:
+                # The client may go first.
+                with client, contextlib.suppress(ConnectionError):
                     client.sendall(greeting)
                     client.recv(8)
 
